@@ -1,0 +1,13 @@
+// The Python face of the CPU kernels. Each kernel file registers its own functions.
+#include <nanobind/nanobind.h>
+
+#include "cpu/bindings.h"
+#include "cpu/parallel.h"
+
+namespace nb = nanobind;
+
+NB_MODULE(MAQUETTE_MODULE, m) {
+    m.def("set_threads", &maquette::set_threads, nb::arg("count"),
+          "Number of threads the kernels use, the calling one included.");
+    m.def("threads", &maquette::threads);
+}

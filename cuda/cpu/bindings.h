@@ -1,0 +1,11 @@
+// Shared by the kernels' bindings: array types that accept no silent conversion, and what each file registers.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+namespace maquette {
+
+template <typename T, typename... Shape>
+using Array = nanobind::ndarray<T, nanobind::device::cpu, nanobind::c_contig, Shape...>;
+
+}  // namespace maquette

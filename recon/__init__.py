@@ -1,0 +1,1 @@
+"""Photos to representations: one file per method, and cameras from photos in `sfm.py`."""

@@ -1,0 +1,1 @@
+"""Scene representations, differentiable rendering, meshes, formats and the run folder."""

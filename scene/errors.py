@@ -1,0 +1,34 @@
+"""Errors that reach a user, each with the exit code of the contract (section 3).
+
+A message says what was expected, what came and what to do next; it is printed without a traceback unless `--debug`.
+"""
+
+
+class MaquetteError(Exception):
+    """Base of the errors whose message is written for users."""
+
+    exit_code = 1
+
+
+class InputError(MaquetteError):
+    """The request or its input is wrong."""
+
+    exit_code = 2
+
+
+class CamerasError(MaquetteError):
+    """Cameras could not be estimated well enough; what was registered is kept."""
+
+    exit_code = 3
+
+
+class ResourceError(MaquetteError):
+    """Out of memory or disk; the run can be resumed."""
+
+    exit_code = 4
+
+
+class Interrupted(MaquetteError):
+    """Stopped by the user; the run can be resumed."""
+
+    exit_code = 130

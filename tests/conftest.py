@@ -1,0 +1,26 @@
+"""What all tests share: where the real data is, and one place that decides whether there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "cuda" in item.keywords and not HAS_CUDA:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photo sets; the test skips where it is absent."""
+    folder = os.environ.get("MAQUETTE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MAQUETTE_DATA does not name the folder of real data")
+    return Path(folder)
