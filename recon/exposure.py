@@ -1,0 +1,107 @@
+"""Per-photo exposure: cameras change gain and white balance between shots, the scene does not.
+
+A photo shows gain * render + offset, per channel. Training learns both per photo; held-out photos, never trained on,
+are judged after a fit on the *other* half of the picture (the protocol of NeRF in the Wild, 2021, section 4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEARNING_RATE = (1e-2, 1e-3)  # at the start and at the end of a run
+BETAS, EPS = (0.9, 0.99), 1e-8
+
+
+@dataclass
+class Exposures:
+    """Gain and offset per photo and channel, with Adam's moments.
+
+    values: [V, 2, 3], log gain then offset.  Over the trained photos both have mean zero, so the scene keeps the mean
+    exposure of its photos.
+    """
+
+    values: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    counts: Tensor  # [V] int64, updates so far
+    trained: tuple[int, ...]
+
+    @staticmethod
+    def identity(views: int, trained: tuple[int, ...]) -> Exposures:
+        """No change for any of `views` photos, of which those in `trained` will be learned."""
+        zeros = torch.zeros(views, 2, 3)
+        return Exposures(zeros, zeros.clone(), zeros.clone(), torch.zeros(views, dtype=torch.int64), trained)
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], trained: tuple[int, ...]) -> Exposures:
+        """What `tensors` returned."""
+        return Exposures(**tensors, trained=trained)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name, for a checkpoint."""
+        return {
+            "values": self.values,
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+            "counts": self.counts,
+        }
+
+    def apply(self, view: int, image: Tensor) -> Tensor:
+        """The picture [H, W, 3] as this photo's exposure shows it."""
+        log_gain, offset = self.values[view]
+        return torch.addcmul(offset, image, log_gain.exp())
+
+    def backward(self, view: int, image: Tensor, v_exposed: Tensor, progress: float) -> Tensor:
+        """Learns this photo's exposure from the gradient by the exposed picture; returns that by `image`.
+
+        progress: 0 to 1, for the falling learning rate.
+        """
+        gain = self.values[view, 0].exp()
+        flat = v_exposed.reshape(-1, 3)
+        v_gain = (flat * image.reshape(-1, 3)).sum(0)
+        gradient = torch.stack([v_gain * gain, flat.sum(0)])
+        self.counts[view] += 1
+        count = int(self.counts[view])
+        average, square = self.exp_avg[view], self.exp_avg_sq[view]
+        average.lerp_(gradient, 1 - BETAS[0])
+        square.lerp_(gradient**2, 1 - BETAS[1])
+        start, end = LEARNING_RATE
+        rate = start * (end / start) ** progress
+        correction = (1 - BETAS[0] ** count, 1 - BETAS[1] ** count)
+        self.values[view] -= rate * (average / correction[0]) / ((square / correction[1]).sqrt() + EPS)
+        trained = list(self.trained)
+        self.values[trained] -= self.values[trained].mean(0)
+        return v_exposed * gain
+
+
+def fit_exposure(render: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-squares gain [3] and offset [3] that bring `render` [P, 3] to `truth` [P, 3].
+
+    A channel without contrast gets gain 1 and the mean difference.
+    """
+    mean_render, mean_truth = render.mean(0), truth.mean(0)
+    centred = render - mean_render
+    variance = (centred**2).mean(0)
+    covariance = (centred * (truth - mean_truth)).mean(0)
+    flat = variance < 1e-6
+    gain = torch.where(flat, torch.ones_like(variance), covariance / variance.clamp_min(1e-6)).clamp(0.25, 4.0)
+    return gain, mean_truth - gain * mean_render
+
+
+def cross_fitted(render: Tensor, truth: Tensor) -> Tensor:
+    """`render` [H, W, 3] with the exposure of `truth`, each half of the picture fitted on the other half.
+
+    No pixel takes part in the fit that it is judged by.
+    """
+    middle = render.shape[1] // 2
+    halves = (slice(None, middle), slice(middle, None))
+    fitted = render.clone()
+    if middle == 0:
+        return fitted
+    for judged, used in (halves, halves[::-1]):
+        gain, offset = fit_exposure(render[:, used].reshape(-1, 3), truth[:, used].reshape(-1, 3))
+        fitted[:, judged] = render[:, judged] * gain + offset
+    return fitted.clamp(0, 1)

@@ -1,0 +1,420 @@
+"""3D Gaussian Splatting (Kerbl et al., 2023): photos with cameras to a set of 3D Gaussians.
+
+Symbols: mu -> means, q -> quats, s -> scales, alpha_i -> opacities, f_dc/f_rest -> sh_dc/sh_rest.
+Departures: every schedule runs over progress p in [0, 1), the larger of steps taken over steps planned and seconds
+spent over seconds allowed, so that a time budget ends with an annealed scene; the count of splats follows a curve to
+a cap (`densify="mcmc"`, Kheradmand et al., 2024, the default) or the absolute image gradient (`"absgrad"`, AbsGS,
+2024); pictures start at a quarter of their size; each photo has its own exposure, a gain and an offset per channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data.captures import Capture
+from recon.evaluation import evaluate
+from recon.exposure import Exposures
+from recon.initial_points import initial_points, scene_extent
+from scene.cameras import Camera
+from scene.densify import Edit, add_position_noise, gradient_refine, mcmc_refine, reset_opacities
+from scene.errors import InputError, Interrupted
+from scene.gaussians import Gaussians
+from scene.ops.photometric_loss import photometric_loss_and_grad
+from scene.ops.splat_step import AdamState, Rates, SplatStep
+from scene.rasterize import RasterSettings, render
+from scene.runs import StepReport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the Gaussian method; the command line's flags are made from these fields."""
+
+    steps: int = 7000
+    """training steps, one photo each"""
+    max_splats: int = 120_000
+    """cap on the number of Gaussians"""
+    densify: Literal["mcmc", "absgrad"] = "mcmc"
+    """how the number of Gaussians grows: to the cap by relocation, or where the image gradient is high"""
+    sh_degree: int = 3
+    """degree of the spherical harmonics that hold the view-dependent colour, 0 to 3"""
+    ssim_weight: float = 0.2
+    """share of 1 - SSIM in the loss; the rest is L1"""
+    coarse_levels: int = 2
+    """how many halvings of the photos training starts with"""
+    exposure: Literal["auto", "on", "off"] = "auto"
+    """learn a gain and an offset per photo; auto: for photos, not for rendered data sets"""
+    antialias: bool = False
+    """compensate the opacity of splats thinner than a pixel (Mip-Splatting)"""
+    means_lr: float = 1.6e-4
+    """learning rate of the centres, times the scene's extent, falling a hundredfold over the run"""
+    noise: float = 5e5
+    """strength of MCMC's exploration noise, times the learning rate of the centres"""
+    opacity_pull: float = 0.01
+    """weight of the mean opacity in the loss (MCMC): what no photo needs fades and is moved"""
+    scale_pull: float = 0.01
+    """weight of the mean size in the loss (MCMC)"""
+    initial_splats: int = 30_000
+    """how many splats to start from where the source brings no 3D points"""
+    checkpoint_seconds: float = 30.0
+    """time between checkpoints; a killed run loses no more than this"""
+    seed: int = 0
+    """seed of every random choice"""
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "draft": {"steps": 2500, "max_splats": 40_000},
+    "standard": {"steps": 7000, "max_splats": 120_000},
+    "high": {"steps": 30_000, "max_splats": 400_000},
+}
+
+MIN_OPACITY = 0.005
+WATCHED_VIEWS = 3
+NEAR = 0.01  # near plane, in units of the scene's extent
+COARSE_SHARE = 0.2  # share of the run at each of the coarse sizes
+GROW_FROM, GROW_TO, REFINE_TO = 0.03, 0.5, 0.85  # when the count grows and when dead splats are still moved
+SH_STEPS = (0.1, 0.2, 0.3)  # progress at which degree 1, 2 and 3 join
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training needs to go on as if it had not been stopped: tensors, and a JSON-able state."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, float | int | str]
+
+
+@dataclass
+class _Trainer:
+    """The state of one training run; `train` drives it."""
+
+    capture: Capture
+    config: Config
+    step: SplatStep
+    exposures: Exposures | None
+    generator: torch.Generator
+    extent: float
+    queue: Tensor  # views still to come in this epoch
+    first_count: int
+    done: int = 0
+    seconds: float = 0.0
+    next_refine: int = 0
+    watched: int = 0
+    psnr: float | None = None
+    loss: float = math.nan
+
+
+def train(
+    capture: Capture,
+    config: Config,
+    *,
+    max_seconds: float | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    save: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    resume: Checkpoint | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Gaussians:
+    """Trains Gaussians on `capture.train`.
+
+    max_seconds: wall time for the training; the schedule is stretched over it when it ends before the steps do.
+    save: called with a checkpoint from time to time and when stopped.  resume: continues from such a checkpoint; on
+    the CPU backend and without a time limit the outcome equals the unbroken run's bit for bit.
+    Raises InputError when the capture has no cameras, Interrupted when `stop()` says so (after saving).
+    """
+    trainer = _restored(capture, config, resume) if resume else _fresh(capture, config)
+    last_save = last_report = time.monotonic()
+    began = time.monotonic() - trainer.seconds
+    while (p := _progress(trainer, max_seconds)) < 1:
+        _one_step(trainer, p)
+        trainer.done += 1
+        now = time.monotonic()
+        trainer.seconds = now - began
+        if stop():
+            save(_checkpoint(trainer))
+            raise Interrupted(f"stopped after {trainer.done} steps; --resume goes on from there")
+        if now - last_save > config.checkpoint_seconds:
+            save(_checkpoint(trainer))
+            last_save = time.monotonic()
+        if now - last_report > 0.5:
+            on_step(_report(trainer, max_seconds))
+            last_report = now
+    save(_checkpoint(trainer))
+    on_step(_report(trainer, max_seconds))
+    return trainer.step.gaussians
+
+
+def _progress(trainer: _Trainer, max_seconds: float | None) -> float:
+    share = trainer.done / trainer.config.steps
+    return max(share, trainer.seconds / max_seconds) if max_seconds else share
+
+
+def _one_step(trainer: _Trainer, p: float) -> None:
+    """One photo: render, compare, learn; now and then refine."""
+    config, capture, step = trainer.config, trainer.capture, trainer.step
+    level = _level(config, capture, p)
+    index = _next_view(trainer, level)
+    photo, view = capture.photo(index, level), capture.views[index]
+    assert view.camera is not None
+    camera = view.camera.resized(photo.rgb.shape[1], photo.rgb.shape[0])
+    background = torch.rand(3, generator=trainer.generator) if photo.alpha is not None else torch.zeros(3)
+    target = photo.rgb if photo.alpha is None else composite(photo.rgb, photo.alpha, background)
+
+    image = step.forward(
+        camera, background, sh_degree=_degree(config, p), antialias=config.antialias, near=NEAR * trainer.extent
+    )
+    if trainer.exposures is None:
+        trainer.loss, v_image = photometric_loss_and_grad(image, target, ssim_weight=config.ssim_weight)
+    else:
+        exposed = trainer.exposures.apply(index, image)
+        trainer.loss, v_exposed = photometric_loss_and_grad(exposed, target, ssim_weight=config.ssim_weight)
+        v_image = trainer.exposures.backward(index, image, v_exposed, p)
+    step.backward(v_image, absgrad=config.densify == "absgrad")
+    step.update(_rates(trainer, p))
+    if config.densify == "mcmc" and p < REFINE_TO:
+        strength = config.noise * _means_lr(trainer, p)
+        add_position_noise(step.gaussians, strength=strength, generator=trainer.generator)
+    if trainer.done >= trainer.next_refine:
+        _refine(trainer, p)
+    _watch(trainer, p)
+
+
+def composite(rgb: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
+    """Straight-alpha uint8 picture [H, W, 3] over a background colour [3], as float [H, W, 3] in 0..1."""
+    share = alpha[..., None].float() / 255
+    return rgb.float() / 255 * share + background * (1 - share)
+
+
+def _level(config: Config, capture: Capture, p: float) -> int:
+    """How many halvings of the photos this moment of the run works on; never below 64 pixels."""
+    smallest = min(min(view.width, view.height) for view in capture.views)
+    most = min(config.coarse_levels, max(0, int(math.log2(smallest / 64))))
+    return max(0, most - int(p / COARSE_SHARE))
+
+
+def _degree(config: Config, p: float) -> int:
+    return min(config.sh_degree, sum(p >= at for at in SH_STEPS))
+
+
+def _means_lr(trainer: _Trainer, p: float) -> float:
+    return trainer.config.means_lr * trainer.extent * 0.01**p
+
+
+def _rates(trainer: _Trainer, p: float) -> Rates:
+    """Learning rates of 3DGS; the centres' falls a hundredfold."""
+    mcmc = trainer.config.densify == "mcmc"
+    return Rates(
+        means=_means_lr(trainer, p),
+        quats=1e-3,
+        log_scales=5e-3,
+        opacity_logits=5e-2,
+        sh_dc=2.5e-3,
+        sh_rest=1.25e-4,
+        opacity_pull=trainer.config.opacity_pull if mcmc else 0.0,
+        scale_pull=trainer.config.scale_pull if mcmc else 0.0,
+    )
+
+
+def _next_view(trainer: _Trainer, level: int) -> int:
+    """Views in a new random order each epoch; the next few are decoded ahead."""
+    if len(trainer.queue) == 0:
+        order = torch.randperm(len(trainer.capture.train), generator=trainer.generator)
+        trainer.queue = torch.tensor(trainer.capture.train)[order]
+    index, trainer.queue = int(trainer.queue[0]), trainer.queue[1:]
+    trainer.capture.prefetch(trainer.queue[:4].tolist(), level)
+    return index
+
+
+def _refine(trainer: _Trainer, p: float) -> None:
+    """Grows, moves and prunes by the chosen family, and sets the time of the next refinement."""
+    config, step = trainer.config, trainer.step
+    every = max(20, min(100, config.steps // 80))
+    trainer.next_refine = trainer.done + every
+    if not GROW_FROM <= p < REFINE_TO:
+        return
+    if config.densify == "mcmc":
+        edit = mcmc_refine(
+            step.gaussians,
+            cap=_wanted_count(trainer, p),
+            growth=1.3,
+            min_opacity=MIN_OPACITY,
+            generator=trainer.generator,
+        )
+    else:
+        edit = _absgrad_edit(trainer, p)
+    _apply(step, edit)
+    resets = config.densify == "absgrad" and p < GROW_TO
+    if resets and trainer.done // 3000 != (trainer.done + every) // 3000:
+        reset_opacities(step.gaussians, 0.01)
+
+
+def _wanted_count(trainer: _Trainer, p: float) -> int:
+    """Count of splats on the way from the first to the cap: the same factor for the same share of the run."""
+    share = min(1.0, (p - GROW_FROM) / (GROW_TO - GROW_FROM))
+    cap = max(trainer.config.max_splats, 1)
+    return max(1, round(trainer.first_count * (cap / trainer.first_count) ** share))
+
+
+def _absgrad_edit(trainer: _Trainer, p: float) -> Edit:
+    statistics = trainer.step.statistics
+    return gradient_refine(
+        trainer.step.gaussians,
+        statistics.score / statistics.seen.clamp_min(1),
+        threshold=8e-4 if p < GROW_TO else math.inf,
+        split_scale=0.01 * trainer.extent,
+        max_scale=0.5 * trainer.extent,
+        min_opacity=MIN_OPACITY,
+        cap=trainer.config.max_splats,
+        generator=trainer.generator,
+    )
+
+
+def _apply(step: SplatStep, edit: Edit) -> None:
+    """Puts an edit into the training state."""
+    adam = step.adam
+    moments = AdamState(
+        {name: edit.remap(value) for name, value in adam.exp_avg.items()},
+        {name: edit.remap(value) for name, value in adam.exp_avg_sq.items()},
+        adam.steps,
+    )
+    step.replace(edit.gaussians, moments)
+
+
+def _fresh(capture: Capture, config: Config) -> _Trainer:
+    """The state before the first step."""
+    if not capture.train or any(capture.views[i].camera is None for i in capture.train):
+        raise InputError("training needs photos with known cameras; estimate them first (maquette recon does)")
+    generator = torch.Generator().manual_seed(config.seed)
+    points = initial_points(capture, count=min(config.initial_splats, config.max_splats), generator=generator)
+    if len(points.xyz) > config.max_splats:
+        chosen = torch.randperm(len(points.xyz), generator=generator)[: config.max_splats].sort().values
+        points = points.select(chosen)
+    gaussians = Gaussians.from_points(points.xyz, points.rgb, sh_degree=config.sh_degree)
+    exposed = learns_exposure(capture, config)
+    return _Trainer(
+        capture,
+        config,
+        SplatStep(gaussians, AdamState.zeros(gaussians)),
+        Exposures.identity(len(capture.views), capture.train) if exposed else None,
+        generator,
+        scene_extent(capture),
+        queue=torch.empty(0, dtype=torch.int64),
+        first_count=len(gaussians),
+    )
+
+
+def _checkpoint(trainer: _Trainer) -> Checkpoint:
+    """The whole state as tensors and plain numbers; tensors are the live ones, to be written before going on."""
+    step, statistics = trainer.step, trainer.step.statistics
+    tensors = {
+        "queue": trainer.queue,
+        "generator": trainer.generator.get_state(),
+        "score": statistics.score,
+        "seen": statistics.seen,
+        "radius": statistics.radius,
+    }
+    for name, value in step.gaussians.parameters().items():
+        tensors[f"gaussians.{name}"] = value
+        tensors[f"exp_avg.{name}"] = step.adam.exp_avg[name]
+        tensors[f"exp_avg_sq.{name}"] = step.adam.exp_avg_sq[name]
+    if trainer.exposures is not None:
+        tensors |= {f"exposures.{name}": value for name, value in trainer.exposures.tensors().items()}
+    state = {
+        "step": trainer.done,
+        "steps": trainer.config.steps,
+        "seconds": trainer.seconds,
+        "adam_steps": step.adam.steps,
+        "next_refine": trainer.next_refine,
+        "first_count": trainer.first_count,
+        "watched": trainer.watched,
+        "extent": trainer.extent,
+        "loss": trainer.loss,
+    }
+    return Checkpoint(tensors, state)
+
+
+def learns_exposure(capture: Capture, config: Config) -> bool:
+    """Whether each photo gets its own exposure: on request, or for anything but rendered pictures with alpha."""
+    rendered = capture.kind == "blender" or all(view.has_alpha for view in capture.views)
+    return config.exposure == "on" or (config.exposure == "auto" and not rendered)
+
+
+def picture(gaussians: Gaussians, camera: Camera, background: Tensor, *, antialias: bool = False) -> Tensor:
+    """The Gaussians as `camera` sees them over `background` [3]: [H, W, 3], for evaluation and previews."""
+    return render(gaussians, camera, background=background, settings=RasterSettings(antialias=antialias)).rgb
+
+
+def _watch(trainer: _Trainer, p: float) -> None:
+    """PSNR of a few held-out views at every tenth of the run, for the curve in the report; nothing is learned."""
+    if int(p * 10) == trainer.watched:
+        return
+    trainer.watched = int(p * 10)
+    few = trainer.capture.test[:: max(1, len(trainer.capture.test) // WATCHED_VIEWS)][:WATCHED_VIEWS]
+    scores = [
+        score.psnr
+        for score in evaluate(
+            lambda camera, background: picture(
+                trainer.step.gaussians, camera, background, antialias=trainer.config.antialias
+            ),
+            trainer.capture,
+            exposure=trainer.exposures is not None,
+            indices=tuple(few),
+        )
+    ]
+    trainer.psnr = sum(scores) / len(scores) if scores else None
+
+
+def _restored(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trainer:
+    """The state that `_checkpoint` saved. Raises InputError when it does not fit this capture and config."""
+    tensors, state = checkpoint.tensors, checkpoint.state
+    if state["steps"] != config.steps:
+        raise InputError(
+            f"the checkpoint was made for {state['steps']} steps, not {config.steps}; resume with its options"
+        )
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    gaussians = Gaussians(**group("gaussians."))
+    step = SplatStep(gaussians, AdamState(group("exp_avg."), group("exp_avg_sq."), int(state["adam_steps"])))
+    step.statistics.score.copy_(tensors["score"])
+    step.statistics.seen.copy_(tensors["seen"])
+    step.statistics.radius.copy_(tensors["radius"])
+    generator = torch.Generator()
+    generator.set_state(tensors["generator"])
+    exposures = group("exposures.")
+    return _Trainer(
+        capture,
+        config,
+        step,
+        Exposures.from_tensors(exposures, capture.train) if exposures else None,
+        generator,
+        float(state["extent"]),
+        queue=tensors["queue"],
+        first_count=int(state["first_count"]),
+        done=int(state["step"]),
+        seconds=float(state["seconds"]),
+        next_refine=int(state["next_refine"]),
+        watched=int(state["watched"]),
+        loss=float(state["loss"]),
+    )
+
+
+def _report(trainer: _Trainer, max_seconds: float | None) -> StepReport:
+    p = _progress(trainer, max_seconds)
+    return StepReport(
+        step=trainer.done,
+        steps=trainer.config.steps,
+        loss=trainer.loss,
+        psnr=trainer.psnr,
+        splats=len(trainer.step.gaussians),
+        eta_s=trainer.seconds * (1 - p) / p if p > 0 else None,
+    )
