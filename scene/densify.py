@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scene.gaussians import Gaussians
+from scene.ops.splat_project import quats_to_matrices
 
 MAX_COPIES = 51  # eq. 9 is tabulated up to this many splats in one place, as in the paper's code
 
@@ -114,21 +115,10 @@ def add_position_noise(
         return
     weight = torch.sigmoid(100 * (0.005 - opacities[rows]))
     noise = torch.randn(len(rows), 3, generator=generator, dtype=weight.dtype) * (weight * strength)[:, None]
-    rotation = rotation_matrices(gaussians.quats[rows])
+    rotation = quats_to_matrices(gaussians.quats[rows])
     variance = gaussians.scales[rows] ** 2
     shaped = torch.einsum("nij,nj,nkj,nk->ni", rotation, variance, rotation, noise)
     gaussians.means.index_add_(0, rows, shaped)
-
-
-def rotation_matrices(quats: Tensor) -> Tensor:
-    """Rotation matrices [N, 3, 3] of quaternions [N, 4], wxyz of any length > 0."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
-        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
-        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
-    ]
-    return torch.stack(rows, -2)
 
 
 def gradient_refine(
@@ -168,7 +158,7 @@ def gradient_refine(
     halved = split[source].nonzero()[:, 0]
     if len(halved):
         offsets = torch.randn(len(halved), 3, generator=generator, dtype=moved.means.dtype) * moved.scales[halved]
-        moved.means[halved] += (rotation_matrices(moved.quats[halved]) @ offsets[..., None])[..., 0]
+        moved.means[halved] += (quats_to_matrices(moved.quats[halved]) @ offsets[..., None])[..., 0]
         moved.log_scales[halved] -= math.log(1.6)
     return Edit(moved, source, fresh)
 

@@ -13,10 +13,10 @@ from scene.densify import (
     gradient_refine,
     mcmc_refine,
     reset_opacities,
-    rotation_matrices,
     share_opacity,
 )
 from scene.gaussians import Gaussians
+from scene.ops.splat_project import quats_to_matrices
 
 
 def some_gaussians(count: int, seed: int = 0, opacity: float = 0.5) -> Gaussians:
@@ -92,7 +92,7 @@ def test_noise_moves_faint_splats_only_and_along_their_long_axis() -> None:
     add_position_noise(gaussians, strength=0.1, generator=rng())
     moved = gaussians.means - before
     assert torch.equal(moved[2000:], torch.zeros(2000, 3))
-    local = torch.einsum("nji,nj->ni", rotation_matrices(gaussians.quats[:2000]), moved[:2000])
+    local = torch.einsum("nji,nj->ni", quats_to_matrices(gaussians.quats[:2000]), moved[:2000])
     spread = local.std(0)
     # The noise is covariance * normal: deviations go with the square of the axis length.
     assert float(spread[1] / spread[0]) == pytest.approx(math.exp(-8), rel=0.2)
