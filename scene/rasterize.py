@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scene.cameras import Camera
 from scene.gaussians import Gaussians
-from scene.ops.splat_blend import bin_splats, blend
+from scene.ops.splat_bin import bin_splats
+from scene.ops.splat_blend import blend
 from scene.ops.splat_project import project
 
 
@@ -73,7 +74,7 @@ def render(
         with_normals=with_geometry,
     )
     bins = bin_splats(projected, camera.width, camera.height)
-    blended = blend(projected, bins, camera.width, camera.height, background=background, with_geometry=with_geometry)
+    blended = blend(projected, bins, background=background, with_geometry=with_geometry)
     depth = None
     if blended.depth is not None:
         covered = blended.alpha > 0
