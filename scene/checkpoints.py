@@ -1,24 +1,20 @@
-"""Files that are whole or absent whatever happens: atomic replacement, JSON, tensors with their state in one file."""
+"""Tensors and their JSON state in one file, so that one rename changes both."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scene.errors import InputError, MaquetteError, ResourceError
+from scene.errors import InputError
+from scene.files import replacing
 
-MAX_JSON_BYTES = 64 << 20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TENSOR_TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -31,43 +27,6 @@ _TENSOR_TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
-
-    The content is on the disk before the name changes, and the name before this returns.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer per run (lock), so one name is enough
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 - os.replace is what the crash tests count
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def read_json(path: Path, default: Any) -> Any:
-    """Content of a JSON file, `default` when it is absent. Raises InputError when it is too big or not JSON."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; a run's JSON file never is")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return default
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], generation: int) -> None:
@@ -120,19 +79,3 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-@contextlib.contextmanager
-def write_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn the system's word for a full or forbidden disk into ours."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, path, doing) from error
-
-
-def disk_error(error: OSError, path: Path, doing: str) -> MaquetteError:
-    """The error a user sees when `doing` something with `path` failed: a full disk is resumable, the rest is not."""
-    if error.errno in _NO_SPACE:
-        return ResourceError(f"the disk is full: could not {doing} ({path}); free some space, then add --resume")
-    return InputError(f"could not {doing} ({path}: {error.strerror or error}); check the folder and its permissions")

@@ -25,9 +25,10 @@ from typing import Any, BinaryIO, Self
 
 from torch import Tensor
 
-from scene.checkpoints import disk_error, read_checkpoint, read_json, replacing, write_checkpoint, write_errors
+from scene.checkpoints import read_checkpoint, write_checkpoint
 from scene.environment import commit, library_versions, peak_memory_mb, system_facts, version
 from scene.errors import InputError
+from scene.files import disk_error, read_json, replacing, write_errors
 
 log = logging.getLogger(__name__)
 

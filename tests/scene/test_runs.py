@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from scene import checkpoints
+from scene import files
 from scene.errors import InputError, ResourceError
 from scene.runs import EVENT_KEYS, Run, StepReport, read_events
 
@@ -245,7 +245,7 @@ def test_full_disk_is_a_resource_error_and_the_old_checkpoint_stays(
     with make_run(tmp_path / "run") as run:
         run.save_checkpoint(tensors_of(1), {"step": 1})
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints.os, "fsync", full)
+            patch.setattr(files.os, "fsync", full)
             with pytest.raises(ResourceError, match="disk is full"):
                 run.save_checkpoint(tensors_of(2), {"step": 2})
             with pytest.raises(ResourceError, match="disk is full"):
