@@ -10,4 +10,6 @@ NB_MODULE(MAQUETTE_MODULE, m) {
     m.def("set_threads", &maquette::set_threads, nb::arg("count"),
           "Number of threads the kernels use, the calling one included.");
     m.def("threads", &maquette::threads);
+    maquette::bind_adam(m);
+    maquette::bind_photometric_loss(m);
 }

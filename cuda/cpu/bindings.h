@@ -8,4 +8,7 @@ namespace maquette {
 template <typename T, typename... Shape>
 using Array = nanobind::ndarray<T, nanobind::device::cpu, nanobind::c_contig, Shape...>;
 
+void bind_adam(nanobind::module_& m);
+void bind_photometric_loss(nanobind::module_& m);
+
 }  // namespace maquette

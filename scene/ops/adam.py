@@ -1,0 +1,104 @@
+"""Adam (Kingma and Ba, 2015) in place, for all rows of a parameter or only for those that a camera saw.
+
+Rows that are not listed keep their value and moments (sparse Adam); the bias correction counts the global steps, as
+in 3D Gaussian Splatting's later implementations. With no list it is torch.optim.Adam.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from scene.ops import native
+
+
+def adam_visible(
+    param: Tensor,
+    grad: Tensor,
+    visible: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-15,
+) -> None:
+    """Updates param, exp_avg and exp_avg_sq in place.
+
+    param, exp_avg, exp_avg_sq: [N, ...] contiguous, float32 or float64.  visible: [V] int32, strictly ascending rows,
+    or None for all.  grad: compact [V, ...], or dense [N, ...] of which the visible rows are read (V = N: the two are
+    the same).  step: counts from 1.  lr: in units of the parameter.
+    Raises ValueError when shapes, dtypes or ids do not fit.
+    """
+    _check(param, grad, visible, exp_avg, exp_avg_sq, step)
+    if not native.has(param.device):
+        adam_visible_reference(
+            param, grad, visible, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps
+        )
+        return
+    rows = (len(param), math.prod(param.shape[1:]))
+    native.cpu().adam(
+        param.detach().view(rows),
+        grad.detach().reshape(len(grad), rows[1]),
+        visible if visible is None else visible.contiguous(),
+        exp_avg.view(rows),
+        exp_avg_sq.view(rows),
+        step,
+        lr,
+        *betas,
+        eps,
+    )
+
+
+@torch.no_grad()
+def adam_visible_reference(
+    param: Tensor,
+    grad: Tensor,
+    visible: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-15,
+) -> None:
+    """The same in plain torch."""
+    ids = torch.arange(len(param), device=param.device) if visible is None else visible.long()
+    g = grad if len(grad) == len(ids) else grad[ids]
+    m = betas[0] * exp_avg[ids] + (1 - betas[0]) * g
+    v = betas[1] * exp_avg_sq[ids] + (1 - betas[1]) * g**2
+    m_hat = m / (1 - betas[0] ** step)
+    v_hat = v / (1 - betas[1] ** step)
+    param[ids] -= lr * m_hat / (v_hat.sqrt() + eps)
+    exp_avg[ids], exp_avg_sq[ids] = m, v
+
+
+def _check(
+    param: Tensor, grad: Tensor, visible: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, step: int
+) -> None:
+    if step < 1:
+        raise ValueError(f"step counts from 1, got {step}")
+    for name, value in {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}.items():
+        if value.shape != param.shape or value.dtype != param.dtype:
+            raise ValueError(
+                f"{name} must be {tuple(param.shape)} {param.dtype} like param, got {tuple(value.shape)} {value.dtype}"
+            )
+    if not all(value.is_contiguous() for value in (param, exp_avg, exp_avg_sq)):
+        raise ValueError("param, exp_avg and exp_avg_sq are updated in place and must be contiguous")
+    seen = len(param)
+    if visible is not None:
+        if visible.dim() != 1 or visible.dtype != torch.int32:
+            raise ValueError(f"visible must be [V] int32, got {tuple(visible.shape)} {visible.dtype}")
+        seen = len(visible)
+        low, high = (int(visible[0]), int(visible[-1])) if seen else (0, -1)
+        if low < 0 or high >= len(param) or bool((visible.diff() <= 0).any()):
+            raise ValueError(f"visible must ascend strictly within [0, {len(param)}); sort it and drop duplicates")
+    if grad.shape[1:] != param.shape[1:] or len(grad) not in (seen, len(param)) or grad.dtype != param.dtype:
+        raise ValueError(
+            f"grad must be {param.dtype} with rows {tuple(param.shape[1:])} and length {seen} (compact) or "
+            f"{len(param)} (dense), got {grad.dtype} {tuple(grad.shape)}"
+        )
