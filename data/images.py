@@ -1,0 +1,217 @@
+"""Picture files into arrays: what is in one (header only), and decoding with orientation, masks and resizing.
+
+Alpha is straight throughout (colour not multiplied by it); averages are taken over premultiplied colour, so that what
+is transparent does not bleed into what is not.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from data.exif import Exif, read_exif
+from scene.errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 170_000_000  # per picture; below the size at which Pillow itself refuses
+MAX_SIDE = 32_000  # px; cv2.remap counts in 16 bits
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "HEIF", "AVIF")  # what a file holds decides, not its suffix
+_DECODE_FAULTS = (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, TypeError, MemoryError)
+
+# The cap above is checked by hand before anything is decoded; Pillow's earlier warning would only confuse.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a picture's header says. Sizes are as stored, before the orientation is applied."""
+
+    width: int
+    height: int
+    has_alpha: bool
+    exif: Exif
+
+    @property
+    def oriented_size(self) -> tuple[int, int]:
+        """Width and height after the EXIF orientation."""
+        return (self.height, self.width) if self.exif.orientation >= 5 else (self.width, self.height)
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """Size, alpha and EXIF without decoding the picture. Raises InputError with the reason it cannot be used."""
+    with _open(path) as image:
+        exif = read_exif(_exif_tags(image), *image.size)
+        alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+        facts = ImageFacts(image.width, image.height, alpha, exif)
+    if _looks_cut_off(path):
+        decode_image(path)
+    return facts
+
+
+def decode_image(
+    path: Path, orientation: int = 1, at_least: tuple[int, int] | None = None
+) -> tuple[Pixels, Pixels | None]:
+    """Colours [H, W, 3] and straight alpha [H, W] (None where the file has none), turned by the EXIF `orientation`.
+
+    at_least: a width and height (after turning) that will do. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size
+    (much faster) as long as that is at least this large and its pixel grid stays exact.
+    Raises InputError naming the file and the reason.
+    """
+    try:
+        with _open(path) as image:
+            if at_least is not None and image.format in ("JPEG", "MPO"):
+                _draft(image, *(reversed(at_least) if orientation >= 5 else at_least))
+            picture = _eight_bits(image)
+            if orientation in _TURN:
+                picture = picture.transpose(_TURN[orientation])
+            pixels = np.asarray(picture)
+    except _DECODE_FAULTS as error:
+        raise InputError(f"{path.name} cannot be decoded: {error}") from error
+    if pixels.shape[-1] == 4:
+        return np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
+    return pixels, None
+
+
+def decode_mask(path: Path, width: int, height: int, orientation: int) -> Pixels:
+    """A mask file as alpha [height, width]: white is kept, black is ignored. Its size may differ from the photo's.
+
+    A mask drawn on the photo as stored (sideways) is turned like the photo: its shape tells.
+    """
+    facts = inspect_image(path)
+    sideways = (facts.oriented_size[0] > facts.oriented_size[1]) != (width > height)
+    turn = orientation if sideways and orientation >= 5 else facts.exif.orientation
+    rgb, alpha = decode_image(path, turn)
+    mask = rgb[..., 0] if alpha is None or rgb.any() else alpha
+    if mask.max() == 1:
+        mask = mask * np.uint8(255)  # written as 0 and 1
+    return resize_area(mask, width, height)
+
+
+def resize_area(pixels: NDArray, width: int, height: int) -> NDArray:
+    """[H, W] or [H, W, C] averaged over the area of each new pixel."""
+    if pixels.shape[1] == width and pixels.shape[0] == height:
+        return pixels
+    import cv2
+
+    smaller = width <= pixels.shape[1] and height <= pixels.shape[0]
+    return np.asarray(
+        cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    )
+
+
+def premultiplied(rgb: Pixels, alpha: Pixels) -> NDArray[np.float32]:
+    """[H, W, 4] float32 in 0..255: colour times alpha, and alpha."""
+    out = np.empty((*alpha.shape, 4), dtype=np.float32)
+    np.multiply(rgb, alpha[..., None].astype(np.float32) / 255, out=out[..., :3])
+    out[..., 3] = alpha
+    return out
+
+
+def straight(rgba: NDArray[np.float32]) -> tuple[Pixels, Pixels]:
+    """Undo `premultiplied`: colours [H, W, 3] (0 where nothing is seen) and alpha [H, W], rounded."""
+    alpha = rgba[..., 3:]
+    colours = rgba[..., :3] * (255 / np.maximum(alpha, 1e-3))
+    colours[alpha[..., 0] < 0.5] = 0  # rounds to alpha 0
+    return (
+        np.clip(np.rint(colours), 0, 255).astype(np.uint8),
+        np.clip(np.rint(alpha[..., 0]), 0, 255).astype(np.uint8),
+    )
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path, formats=_readable_formats(path.suffix.lower() in (".heic", ".heif", ".hif")))
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path.name} is not a picture of a known format, or is damaged") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path.name} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller") from error
+    except _DECODE_FAULTS as error:
+        raise InputError(f"{path.name} cannot be opened: {error}") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        image.close()
+        raise InputError(
+            f"{path.name} is {width} x {height}; pictures of at most {MAX_PIXELS // 10**6} million pixels and "
+            f"{MAX_SIDE} px a side are read; make it smaller"
+        )
+    return image
+
+
+@lru_cache(maxsize=2)
+def _readable_formats(heif: bool) -> tuple[str, ...]:
+    Image.init()
+    if heif:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _exif_tags(image: Image.Image) -> Image.Exif:
+    if image.format != "PNG":
+        return image.getexif()
+    tags = Image.Exif()  # asked for a PNG's EXIF, Pillow decodes the whole picture to look for it behind the pixels
+    block = image.info.get("exif")
+    if isinstance(block, bytes):
+        with suppress(Exception):  # whatever its TIFF parser meets in damaged tags
+            tags.load(block)
+    return tags
+
+
+def _draft(image: Image.Image, width: int, height: int) -> None:
+    for divisor in (8, 4, 2):
+        # Only where the size divides: otherwise the reduced picture's last pixel reaches over the edge of the photo.
+        if (
+            math.gcd(image.width, image.height) % divisor == 0
+            and image.width // divisor >= width
+            and image.height // divisor >= height
+        ):
+            image.draft(None, (image.width // divisor, image.height // divisor))  # type: ignore[arg-type]
+            return
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGB or RGBA."""
+    if image.mode in ("RGB", "RGBA"):
+        image.load()
+        return image
+    if image.mode.startswith("I"):  # one channel of 16 bits (some decoders give 32)
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise InputError("floating-point pictures are not photos; save it as 8 or 16 bits")
+    alpha = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return image.convert("RGBA" if alpha else "RGB")
+
+
+def _looks_cut_off(path: Path) -> bool:
+    """Whether a JPEG or PNG lacks its end mark where it is expected; only then is a trial decode worth its time.
+
+    Phones append films and depth maps to JPEGs, so a missing mark near the end proves nothing by itself.
+    """
+    suffix = path.suffix.lower()
+    mark = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}.get(suffix)
+    if mark is None:
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        return mark not in file.read()
