@@ -12,4 +12,5 @@ NB_MODULE(MAQUETTE_MODULE, m) {
     m.def("threads", &maquette::threads);
     maquette::bind_adam(m);
     maquette::bind_photometric_loss(m);
+    maquette::bind_splat_project(m);
 }

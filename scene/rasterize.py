@@ -74,7 +74,7 @@ def render(
         with_normals=with_geometry,
     )
     bins = bin_splats(projected, camera.width, camera.height)
-    blended = blend(projected, bins, background=background, with_geometry=with_geometry)
+    blended = blend(projected, bins, background, with_geometry=with_geometry)
     depth = None
     if blended.depth is not None:
         covered = blended.alpha > 0

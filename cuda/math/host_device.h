@@ -2,6 +2,8 @@
 #pragma once
 #ifdef __CUDACC__
 #define MQ_HD __host__ __device__ inline
+#elif defined(__GNUC__)
+#define MQ_HD inline __attribute__((always_inline))  // a call would pass SIMD values through memory
 #else
 #define MQ_HD inline
 #endif

@@ -10,11 +10,14 @@ keep their shape in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from scene import sh
+from scene.ops import native
 
 BLUR = 0.3  # px^2; a splat thinner than a pixel would flicker as the camera moves
 ALPHA_MIN = 1 / 255  # less is not drawn
@@ -72,22 +75,97 @@ def project(
     Differentiable in the Gaussians and in viewmat.  Raises ValueError when shapes, dtypes or the degree do not match.
     """
     degree = _check(means, quats, log_scales, opacity_logits, sh_dc, sh_rest, viewmat, K, sh_degree)
-    return project_reference(
-        means,
-        quats,
-        log_scales,
-        opacity_logits,
-        sh_dc,
-        sh_rest,
-        viewmat,
-        K,
-        width,
-        height,
-        sh_degree=degree,
-        antialias=antialias,
-        near=near,
-        with_normals=with_normals,
+    splats = (means, quats, log_scales, opacity_logits, sh_dc, sh_rest)
+    if not native.has(means.device):
+        return project_reference(
+            *splats,
+            viewmat,
+            K,
+            width,
+            height,
+            sh_degree=degree,
+            antialias=antialias,
+            near=near,
+            with_normals=with_normals,
+        )
+    lens = Lens.of(K, width, height, near, degree, antialias)
+    contiguous = (tensor.contiguous() for tensor in (*splats, viewmat))
+    ids, means2d, conics, opacities, colors, depths, extents, normals = _Project.apply(lens, with_normals, *contiguous)
+    return Projected(ids, means2d, conics, opacities, colors, depths, normals if with_normals else None, extents)
+
+
+class Lens(NamedTuple):
+    """All that a projection needs besides tensors, in the order in which the kernels take it."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    near: float
+    degree: int
+    antialias: bool
+
+    @staticmethod
+    def of(K: Tensor, width: int, height: int, near: float, degree: int, antialias: bool) -> Lens:
+        (fx, _, cx), (_, fy, cy), _ = K.tolist()
+        return Lens(fx, fy, cx, cy, width, height, near, degree, antialias)
+
+
+def allocate(like: Tensor, count: int, *, with_normals: bool) -> Projected:
+    """Room for `count` splats, which the kernel fills from the front."""
+    empty = like.new_empty
+    return Projected(
+        ids=torch.empty(count, dtype=torch.int32),
+        means2d=empty(count, 2),
+        conics=empty(count, 3),
+        opacities=empty(count),
+        colors=empty(count, 3),
+        depths=empty(count),
+        normals=empty(count, 3) if with_normals else None,
+        extents=empty(count, 2),
     )
+
+
+class _Project(torch.autograd.Function):
+    """The compiled projection of `lens` and (means, quats, log_scales, opacity_logits, sh_dc, sh_rest, viewmat)."""
+
+    @staticmethod
+    def forward(ctx: Any, lens: Lens, with_normals: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
+        out = allocate(inputs[0], len(inputs[0]), with_normals=with_normals)
+        arrays = (out.ids, out.means2d, out.conics, out.opacities, out.colors, out.depths, out.normals, out.extents)
+        visible = native.cpu().project_splats(*(tensor.detach() for tensor in inputs), *lens, *arrays)
+        ids, means2d, conics, opacities, colors, depths, extents = (
+            tensor[:visible]
+            for tensor in (out.ids, out.means2d, out.conics, out.opacities, out.colors, out.depths, out.extents)
+        )
+        normals = means2d.new_empty(0, 3) if out.normals is None else out.normals[:visible]
+        ctx.lens, ctx.with_normals = lens, with_normals
+        ctx.save_for_backward(ids, colors, *inputs)
+        ctx.mark_non_differentiable(ids, extents)
+        return ids, means2d, conics, opacities, colors, depths, extents, normals
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        ids, colors, *inputs = ctx.saved_tensors
+        _, v_means2d, v_conics, v_opacities, v_colors, v_depths, _, v_normals = (g.contiguous() for g in v)
+        v_inputs = [torch.zeros_like(tensor) for tensor in inputs]
+        native.cpu().project_splats_backward(
+            *(tensor.detach() for tensor in inputs),
+            *ctx.lens,
+            ids,
+            colors.detach(),
+            v_means2d,
+            v_conics,
+            v_opacities,
+            v_colors,
+            v_depths,
+            v_normals if ctx.with_normals else None,
+            *v_inputs,
+        )
+        return None, None, *v_inputs
 
 
 def project_reference(
