@@ -49,20 +49,14 @@ class Exposures:
             "counts": self.counts,
         }
 
-    def apply(self, view: int, image: Tensor) -> Tensor:
-        """The picture [H, W, 3] as this photo's exposure shows it."""
+    def of(self, view: int) -> Tensor:
+        """[2, 3] gain and offset per channel of a photo, as `photometric_loss` takes them."""
         log_gain, offset = self.values[view]
-        return torch.addcmul(offset, image, log_gain.exp())
+        return torch.stack([log_gain.exp(), offset])
 
-    def backward(self, view: int, image: Tensor, v_exposed: Tensor, progress: float) -> Tensor:
-        """Learns this photo's exposure from the gradient by the exposed picture; returns that by `image`.
-
-        progress: 0 to 1, for the falling learning rate.
-        """
-        gain = self.values[view, 0].exp()
-        flat = v_exposed.reshape(-1, 3)
-        v_gain = (flat * image.reshape(-1, 3)).sum(0)
-        gradient = torch.stack([v_gain * gain, flat.sum(0)])
+    def learn(self, view: int, v_exposure: Tensor, progress: float) -> None:
+        """One Adam step from the gradient [2, 3] by what `of` gave; progress: 0 to 1, for the falling rate."""
+        gradient = torch.stack([v_exposure[0] * self.values[view, 0].exp(), v_exposure[1]])
         self.counts[view] += 1
         count = int(self.counts[view])
         average, square = self.exp_avg[view], self.exp_avg_sq[view]
@@ -74,7 +68,6 @@ class Exposures:
         self.values[view] -= rate * (average / correction[0]) / ((square / correction[1]).sqrt() + EPS)
         trained = list(self.trained)
         self.values[trained] -= self.values[trained].mean(0)
-        return v_exposed * gain
 
 
 def fit_exposure(render: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,12 +171,14 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     image = step.forward(
         camera, background, sh_degree=_degree(config, p), antialias=config.antialias, near=NEAR * trainer.extent
     )
-    if trainer.exposures is None:
-        trainer.loss, v_image = photometric_loss_and_grad(image, target, ssim_weight=config.ssim_weight)
-    else:
-        exposed = trainer.exposures.apply(index, image)
-        trainer.loss, v_exposed = photometric_loss_and_grad(exposed, target, ssim_weight=config.ssim_weight)
-        v_image = trainer.exposures.backward(index, image, v_exposed, p)
+    exposures = trainer.exposures
+    exposure = exposures.of(index) if exposures else None
+    v_exposure = torch.empty(2, 3) if exposures else None
+    trainer.loss, v_image = photometric_loss_and_grad(
+        image, target, ssim_weight=config.ssim_weight, exposure=exposure, v_exposure=v_exposure
+    )
+    if exposures and v_exposure is not None:
+        exposures.learn(index, v_exposure, p)
     step.backward(v_image, absgrad=config.densify == "absgrad")
     step.update(_rates(trainer, p))
     if config.densify == "mcmc" and p < REFINE_TO:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from data.captures import Capture, PointCloud
+from data.captures import Capture, Photo, PointCloud
 from scene.cameras import Camera
 
 MIN_POINTS = 100
@@ -54,22 +54,22 @@ def initial_points(capture: Capture, *, count: int, generator: torch.Generator) 
 def _hull_points(capture: Capture, centre: Tensor, half: float, count: int, generator: torch.Generator) -> PointCloud:
     """Random points of the box around `centre` that no training view sees as empty, coloured by the mean of views."""
     xyz = centre + (torch.rand(40 * count, 3, generator=generator) * 2 - 1) * half
-    total = torch.zeros(len(xyz), 3)
-    seen = torch.zeros(len(xyz))
     for index in capture.train:
-        rgb, alpha, inside = _look_up(capture, index, xyz)
-        solid = alpha > 127
-        keep = ~inside | solid
-        total += rgb * (inside & solid)[:, None]
-        seen += inside & solid
-        xyz, total, seen = xyz[keep], total[keep], seen[keep]
-    enough = seen >= 2
-    xyz, total, seen = xyz[enough][:count], total[enough][:count], seen[enough][:count]
-    return PointCloud(xyz, (total / seen[:, None]).to(torch.uint8))
+        photo, inside, pixel = _look_up(capture, index, xyz)
+        assert photo.alpha is not None
+        xyz = xyz[~inside | (photo.alpha.flatten()[pixel] > 127)]
+    xyz = xyz[:count]
+    total, seen = torch.zeros(len(xyz), 3), torch.zeros(len(xyz), 1)
+    for index in capture.train:
+        photo, inside, pixel = _look_up(capture, index, xyz)
+        total[inside] += photo.rgb.reshape(-1, 3)[pixel[inside]]
+        seen[inside] += 1
+    enough = seen[:, 0] >= 2
+    return PointCloud(xyz[enough], (total / seen)[enough].to(torch.uint8))
 
 
-def _look_up(capture: Capture, index: int, xyz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [P, 3], alpha [P] and whether in view [P] of points in a small version of a photo."""
+def _look_up(capture: Capture, index: int, xyz: Tensor) -> tuple[Photo, Tensor, Tensor]:
+    """A small version of a photo; of points [P, 3]: whether they are in view [P] and their flat pixel index [P]."""
     view = capture.views[index]
     photo = capture.photo(index, HULL_LEVEL)
     height, width = photo.rgb.shape[:2]
@@ -77,9 +77,7 @@ def _look_up(capture: Capture, index: int, xyz: Tensor) -> tuple[Tensor, Tensor,
     pixels, depths = view.camera.resized(width, height).project(xyz)
     column, row = pixels.floor().long().unbind(-1)
     inside = (depths > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    column, row = column.clamp(0, width - 1), row.clamp(0, height - 1)
-    alpha = photo.alpha if photo.alpha is not None else torch.full(photo.rgb.shape[:2], 255, dtype=torch.uint8)
-    return photo.rgb[row, column].float(), alpha[row, column], inside
+    return photo, inside, row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
 
 
 def _points_in_view(
