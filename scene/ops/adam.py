@@ -35,9 +35,7 @@ def adam_visible(
     """
     _check(param, grad, visible, exp_avg, exp_avg_sq, step)
     if not native.has(param.device):
-        adam_visible_reference(
-            param, grad, visible, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps
-        )
+        adam_visible_reference(param, grad, visible, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps)
         return
     rows = (len(param), math.prod(param.shape[1:]))
     native.cpu().adam(
@@ -77,9 +75,7 @@ def adam_visible_reference(
     exp_avg[ids], exp_avg_sq[ids] = m, v
 
 
-def _check(
-    param: Tensor, grad: Tensor, visible: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, step: int
-) -> None:
+def _check(param: Tensor, grad: Tensor, visible: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, step: int) -> None:
     if step < 1:
         raise ValueError(f"step counts from 1, got {step}")
     for name, value in {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}.items():

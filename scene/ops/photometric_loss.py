@@ -85,20 +85,25 @@ def photometric_loss_reference(
     valid = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask != 0
     x = torch.where(valid[..., None], x, torch.zeros_like(x))
     y = torch.where(valid[..., None], y, torch.zeros_like(y))
-    similarity = torch.where(valid[..., None], ssim_map(x, y), torch.zeros_like(x))
     values = 3 * max(1, int(valid.sum()))
+    luminance, contrast = ssim_terms(x, y)
+    unlike = torch.where(valid[..., None], 1 - luminance * contrast, torch.zeros_like(x)).sum() / values
     l1 = (x - y).abs().sum() / values
-    return (1 - ssim_weight) * l1 + ssim_weight * (bool(valid.any()) - similarity.sum() / values)
+    return (1 - ssim_weight) * l1 + ssim_weight * unlike
 
 
-def ssim_map(x: Tensor, y: Tensor) -> Tensor:
-    """SSIM of every pixel and channel of two pictures [H, W, C] in 0..1; zeros outside the pictures."""
+def ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure terms of SSIM, whose product it is, of two pictures [H, W, C] in 0..1.
+
+    Per pixel and channel, with zeros outside the pictures.
+    """
     means, others = _blur(x), _blur(y)
     variances = _blur(x * x) - means**2
     other_variances = _blur(y * y) - others**2
     covariances = _blur(x * y) - means * others
     luminance = (2 * means * others + C1) / (means**2 + others**2 + C1)
-    return luminance * (2 * covariances + C2) / (variances + other_variances + C2)
+    contrast = (2 * covariances + C2) / (variances + other_variances + C2)
+    return luminance, contrast
 
 
 def gaussian_window(like: Tensor) -> Tensor:
@@ -200,5 +205,3 @@ def _checked(image: Tensor, target: Tensor, mask: Tensor | None, exposure: Tenso
             f"mask must be bool or uint8 {tuple(image.shape[:2])} to match image, got {mask.dtype} {tuple(mask.shape)}"
         )
     return mask.view(torch.uint8)
-
-
