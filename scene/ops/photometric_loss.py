@@ -59,6 +59,9 @@ def photometric_loss_and_grad(
     mask = _checked(image, target, mask, exposure)
     if (exposure is None) != (v_exposure is None):
         raise ValueError("exposure and the buffer for its gradient, v_exposure, come together")
+    for name, buffer, like in (("v_image", v_image, image), ("v_exposure", v_exposure, exposure)):
+        if buffer is not None and like is not None and not _is_buffer_for(buffer, like):
+            raise ValueError(f"{name} must be contiguous {tuple(like.shape)} {like.dtype} that needs no gradient")
     with torch.no_grad():
         v_image = torch.empty_like(image, memory_format=torch.contiguous_format) if v_image is None else v_image
         if native.has(image.device):
@@ -141,7 +144,7 @@ class _PhotometricLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_loss: Tensor) -> tuple[Tensor, None, None, Tensor | None, None]:
+    def backward(ctx, v_loss):  # pyright: ignore[reportIncompatibleMethodOverride]
         v_image, v_exposure = ctx.saved_tensors
         return v_loss * v_image, None, None, None if v_exposure is None else v_loss * v_exposure, None
 
@@ -184,6 +187,11 @@ def _reference_and_grad(
     if v_exposure is not None:
         v_exposure.copy_(gradients[1])
     return float(loss.detach())
+
+
+def _is_buffer_for(buffer: Tensor, like: Tensor) -> bool:
+    plain = buffer.is_contiguous() and not buffer.requires_grad
+    return plain and (buffer.shape, buffer.dtype, buffer.device) == (like.shape, like.dtype, like.device)
 
 
 def _checked(image: Tensor, target: Tensor, mask: Tensor | None, exposure: Tensor | None) -> Tensor | None:
