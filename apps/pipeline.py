@@ -1,0 +1,264 @@
+"""`maquette recon`: from a source to cameras, a scene, a mesh, a film and a report, each stage once.
+
+What a stage has finished is recorded in the run, so that --resume goes on where a killed run was: the camera model is
+reused, training continues from its checkpoint, files that are missing are made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from apps.console import JsonLines, Watcher, clock
+from apps.film import load_scene, path_cameras, pictures_along, write_film
+from apps.judge import judge
+from apps.options import ReconJob, parse_recon
+from apps.report import write_report
+from apps.run_cameras import read_cameras, write_cameras
+from apps.signals import StopSignal
+from data.captures import Capture, open_capture
+from recon import capture_check, gaussians, sfm
+from scene.errors import CamerasError, InputError, Interrupted
+from scene.formats import save_mesh, save_splats
+from scene.gaussians import Gaussians
+from scene.mesh import MeshConfig, gaussians_to_mesh
+from scene.ops import native
+from scene.runs import Run, StepReport
+
+SFM_SHARE = 0.4  # of --max-minutes, for the cameras
+AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.2, 15.0, 240.0  # for judging, mesh, film and report; seconds
+SHORTEST_TRAINING = 10.0  # seconds; less makes no scene at all
+TURNTABLE_FRAMES, TURNTABLE_WIDTH, TURNTABLE_FPS = 120, 640, 24
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The `maquette recon` command."""
+    job = parse_recon(arguments)
+    with StopSignal("Finishing this step and saving; press Ctrl-C again to stop at once.") as stop:
+        reconstruct(job, stop)
+
+
+def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
+    """Do a whole reconstruction, or the rest of one, and show its progress. Returns the run folder."""
+    request = job.request
+    if request.device == "cuda":
+        raise InputError("this version has no GPU kernels yet; use --device auto or cpu")
+    if not request.source.exists():
+        raise InputError(f"there is no file or folder {request.source}; expected photos, a video or posed images")
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(Run.open(job.out) if job.resumes else Run.create(job.out, job.method, job.as_json()))
+        if request.json:
+            run.listeners.append(JsonLines(stop.request))
+        else:
+            run.listeners.append(stack.enter_context(Watcher()))
+        work = _Work(run, job, stop)
+        try:
+            work.all_stages()
+        except Interrupted as interrupted:
+            raise Interrupted(f"{interrupted}; go on with: maquette recon {job.out} --resume") from interrupted
+        finally:
+            run.add_peak_memory()
+    return job.out
+
+
+class _Work:
+    """One reconstruction at work: the run, what was asked, and the stages in their order."""
+
+    def __init__(self, run: Run, job: ReconJob, stop: StopSignal) -> None:
+        self.run, self.job, self.stop = run, job, stop
+
+    def all_stages(self) -> None:
+        """Every stage that has not been finished yet. Raises the errors of the contract."""
+        run, request = self.run, self.job.request
+        run.write_environment(device="cpu", backend=native.explain(), seed=request.seed)
+        run.add_metrics(method=self.job.method, source=str(request.source))
+        with contextlib.ExitStack() as stack:
+            capture = stack.enter_context(self.open_source())
+            if any(view.camera is None for view in capture.views):
+                capture = stack.enter_context(self.with_cameras(capture))
+            write_cameras(run, capture)
+            run.add_metrics(views_registered=len(capture.views), holdout_views=len(capture.test))
+            self.stop.check()
+            trained = self.trained(capture)
+            self.judged(capture, trained)
+        self.meshed(trained)
+        self.filmed(trained)
+        self.reported()
+
+    def open_source(self) -> Capture:
+        """Detect and open the source; its decisions go into the report."""
+        run, request = self.run, self.job.request
+        run.stage = "capture"
+        run.event()
+        unpacked = run.folder / "capture"
+        capture = open_capture(request.source, downscale=request.downscale, holdout=request.holdout, workdir=unpacked)
+        for decision in capture.decisions:
+            run.decide(decision)
+        run.add_metrics(views_total=len(capture.views))
+        return capture
+
+    def with_cameras(self, capture: Capture) -> Capture:
+        """The capture with estimated cameras; a finished model in the run is used again."""
+        run = self.run
+        run.stage = "check"
+        run.event()
+        if run.finished("check_photos") is None:
+            self.keep_findings("check_photos", capture_check.check_photos(capture))
+        self.stop.check()
+        run.stage = "cameras"
+        run.event()
+        began = time.monotonic()
+        try:
+            result = sfm.estimate_cameras(
+                capture, self.sfm_config(), run.folder / "sfm", progress=self.progress, stop=self.stop
+            )
+        except CamerasError:
+            self.reported()
+            raise
+        seconds = time.monotonic() - began
+        for decision in result.decisions:
+            run.decide(decision)
+        if run.finished("cameras") is None:  # else the time of the run that estimated them stands
+            run.add_metrics(seconds_sfm=round(seconds, 1))
+            run.finish(
+                "cameras",
+                registered=result.registered,
+                total=result.total,
+                reprojection_px=result.mean_reprojection_px,
+                seconds=seconds,
+            )
+            self.keep_findings("check_cameras", capture_check.check_cameras(result))
+        return result.capture
+
+    def keep_findings(self, stage: str, check: capture_check.CaptureCheck) -> None:
+        """Say what a capture check found, and keep it for the report."""
+        for finding in check.findings:
+            if finding.level != "good":
+                self.run.event(finding.sentence)
+        self.run.finish(stage, findings=[dataclasses.asdict(finding) for finding in check.findings])
+
+    def sfm_config(self) -> sfm.SfmConfig:
+        """Camera estimation within its share of the time."""
+        minutes = self.job.request.max_minutes
+        if minutes is None:
+            return sfm.SfmConfig()
+        return sfm.SfmConfig(max_seconds=max(20.0, SFM_SHARE * 60 * minutes))
+
+    def train_seconds(self) -> float | None:
+        """Time for training: what cameras have left, less what the stages after it need. Fixed at the first start."""
+        minutes = self.job.request.max_minutes
+        if minutes is None:
+            return None
+        kept = self.run.finished("budget")
+        if kept is not None:
+            return float(kept["train_seconds"])
+        total = 60 * minutes
+        after = min(LONGEST_AFTER, max(SHORTEST_AFTER, AFTER_SHARE * total))
+        seconds = max(SHORTEST_TRAINING, total - after - self.run.seconds)
+        self.run.decide(f"Training may take {clock(seconds)}, so that everything ends within {minutes:g} minutes.")
+        self.run.finish("budget", train_seconds=seconds)
+        return seconds
+
+    def trained(self, capture: Capture) -> Gaussians:
+        """The trained scene: from scene.ply when training has finished, else from the checkpoint or the start."""
+        run = self.run
+        if run.finished("train") is not None and (run.folder / "scene.ply").is_file():
+            return load_scene(run)
+        seconds = self.train_seconds()
+        run.stage = "train"
+        loaded = run.load_checkpoint()
+        resume = None if loaded is None else gaussians.Checkpoint(*loaded)
+        run.event(f"Going on from step {resume.state['step']}" if resume else "")
+        last: list[StepReport] = []
+
+        def on_step(report: StepReport) -> None:
+            last[:] = [report]
+            run.on_step(report)
+
+        def save(checkpoint: gaussians.Checkpoint) -> None:
+            run.save_checkpoint(checkpoint.tensors, checkpoint.state)
+
+        trained = gaussians.train(
+            capture, self.job.config, max_seconds=seconds, on_step=on_step, save=save, resume=resume, stop=self.stop
+        )
+        save_splats(run.folder / "scene.ply", trained)
+        trained = load_scene(run)  # what the file holds, so that a resume after this point sees the same scene
+        state = run.checkpoint_facts().get("state", {})
+        spent, steps = float(state.get("seconds", 0.0)), last[0].step if last else int(state.get("step", 0))
+        parameters = sum(tensor.numel() for tensor in trained.parameters().values())
+        run.add_metrics(seconds_train=round(spent, 1), steps=steps, primitives=len(trained), parameters=parameters)
+        run.add_peak_memory()
+        run.finish("train", seconds=spent, steps=steps)
+        return trained
+
+    def judged(self, capture: Capture, trained: Gaussians) -> None:
+        """Held-out views rendered and measured."""
+        if self.run.finished("evaluate") is None:
+            self.run.stage = "evaluate"
+            self.run.event()
+            judge(self.run, capture, trained, self.job.config, self.progress, self.stop)
+
+    def meshed(self, trained: Gaussians) -> None:
+        """mesh.glb; a scene that gives none is said to, and the rest goes on."""
+        run = self.run
+        if run.finished("mesh") is not None and (run.folder / "mesh.glb").is_file():
+            return
+        run.stage = "mesh"
+        run.event()
+        began = time.monotonic()
+        seen = read_cameras(run)
+        try:
+            mesh = gaussians_to_mesh(trained, seen.train, MeshConfig(), progress=self.progress, stop=self.stop)
+        except InputError as error:
+            run.decide(f"No mesh: {error}")
+            return
+        up = (0.0, 0.0, 1.0) if seen.up is None else tuple(seen.up.tolist())
+        save_mesh(run.folder / "mesh.glb", mesh, up=up)
+        facts = mesh.facts()
+        run.add_metrics(mesh_faces=facts.faces, mesh_watertight=facts.watertight)
+        run.finish("mesh", seconds=time.monotonic() - began, facts=dataclasses.asdict(facts))
+        run.event(f"{facts.faces:,} faces, " + ("watertight" if facts.watertight else "open"))
+
+    def filmed(self, trained: Gaussians) -> None:
+        """turntable.mp4."""
+        run = self.run
+        if run.finished("turntable") is not None and (run.folder / "turntable.mp4").is_file():
+            return
+        run.stage = "turntable"
+        run.event()
+        began = time.monotonic()
+        seen = read_cameras(run)
+        width = min(TURNTABLE_WIDTH, seen.cameras[0].width)
+        path = path_cameras(seen, "auto", TURNTABLE_FRAMES, width)
+        frames = pictures_along(
+            trained,
+            path,
+            seen.background,
+            lambda done, total: self.progress(done, total, ""),
+            antialias=self.job.config.antialias,
+        )
+        write_film(run.folder / "turntable.mp4", frames, fps=TURNTABLE_FPS)
+        run.finish("turntable", seconds=time.monotonic() - began)
+
+    def reported(self) -> None:
+        """report.html, from what the run folder holds."""
+        run = self.run
+        run.stage = "report"
+        run.event()
+        run.add_metrics(seconds_total=round(run.seconds, 1))
+        run.add_peak_memory()
+        write_report(run)
+        run.event(f"Report: {run.folder / 'report.html'}")
+
+    def progress(self, done: int, total: int, message: str) -> None:
+        """Progress of a stage other than training, at most a few events per second. Raises Interrupted on Ctrl-C."""
+        self.stop.check()
+        now = time.monotonic()
+        if now - self._last_progress > 0.3 or done >= total:
+            self._last_progress = now
+            self.run.event(message, step=done, steps=total)
+
+    _last_progress = 0.0

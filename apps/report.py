@@ -1,0 +1,324 @@
+"""report.html: what came in, what was decided, how good the result is; one file that opens offline.
+
+Made from the run folder alone, so that it can be made again, and with whatever is there: a run that stopped early has a
+report too. Names and messages come from untrusted files; everything is escaped and the page may fetch nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from apps.console import clock
+from apps.report_page import data_uri, page, section, table
+from apps.report_plots import camera_maps, curve
+from apps.run_cameras import RunCameras, read_cameras
+from scene.errors import InputError
+from scene.files import read_json, replacing, write_errors
+from scene.runs import Run, read_events
+
+PICTURE_BYTES = 5 << 20  # of all held-out pictures together
+VIDEO_BYTES = 4 << 20  # a larger film is linked, not carried
+MAX_VIEWS = 12
+PICTURE_WIDTHS = (900, 640, 420)  # pixels; smaller where there are many or large views
+STAGE_NAMES = {
+    "cameras": "Cameras",
+    "train": "Training",
+    "evaluate": "Judging held-out photos",
+    "mesh": "Mesh",
+    "turntable": "Film",
+    "other": "Everything else",
+}
+COLORS = ("#b4541f", "#d99a3c", "#1668b8", "#3f9d8c", "#8a63b8", "#9a9ea4")
+
+
+def write_report(run: Run) -> Path:
+    """Write RUN/report.html and return its path."""
+    config, metrics = run.config, run.metrics
+    title = _title(config)
+    seen = None
+    with contextlib.suppress(InputError):
+        seen = read_cameras(run)
+    parts = [
+        _header(run, title, config, metrics),
+        _hero(run),
+        _cards(metrics),
+        _decisions(run),
+        _capture_check(run),
+        _cameras(seen),
+        _views(run),
+        _curves(run),
+        _timings(run, metrics),
+        _mesh(run),
+        _files(run),
+        _details(run, config),
+        f"<footer>Made by Maquette {escape(str(metrics.get('version', '')))}. This file needs no network.</footer>",
+    ]
+    path = run.folder / "report.html"
+    with write_errors(path, "write the report"), replacing(path) as file:
+        file.write(page(f"{title}: Maquette report", "\n".join(parts)).encode())
+    return path
+
+
+def _title(config: dict[str, Any]) -> str:
+    return Path(str(config.get("source", ""))).name or "Reconstruction"
+
+
+def _header(run: Run, title: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
+    facts = [f"method {config.get('method', 'unknown')}"]
+    if "preset" in config:
+        facts.append(f"preset {config['preset']}")
+    if metrics.get("backend"):
+        facts.append(f"computed on {metrics['device']} ({metrics['backend']})")
+    facts.append(str(config.get("source", "")))
+    ended = "" if run.finished("train") else "<p><b>This run has not finished its training.</b></p>"
+    return f"<header><h1>{escape(title)}</h1><p>{escape(' · '.join(facts))}</p>{ended}</header>"
+
+
+def _hero(run: Run) -> str:
+    film = run.folder / "turntable.mp4"
+    if not film.is_file():
+        return ""
+    if film.stat().st_size > VIDEO_BYTES:
+        return '<p><a href="turntable.mp4">turntable.mp4</a></p>'
+    source = data_uri(film.read_bytes(), "video/mp4")
+    return f'<div class="hero"><video src="{source}" autoplay muted loop controls playsinline></video></div>'
+
+
+def _cards(metrics: dict[str, Any]) -> str:
+    """The figures that say at a glance how it went; those that are not known are not shown."""
+    shown: list[tuple[str, str]] = []
+
+    def card(name: str, label: str, form: str) -> None:
+        if isinstance(metrics.get(name), (int, float)):
+            shown.append((form.format(metrics[name]), label))
+
+    card("psnr", "dB PSNR on held-out photos", "{:.2f}")
+    card("ssim", "SSIM on held-out photos", "{:.4f}")
+    if "views_total" in metrics:
+        registered = metrics.get("views_registered")
+        of = f"{registered} of {metrics['views_total']}" if registered is not None else str(metrics["views_total"])
+        shown.append((of, "photos with cameras" if registered is not None else "photos"))
+    card("primitives", "Gaussians", "{:,}")
+    card("mesh_faces", "mesh faces", "{:,}")
+    card("chamfer", "Chamfer distance to the truth", "{:.4g}")
+    if isinstance(metrics.get("seconds_total"), (int, float)):
+        shown.append((clock(metrics["seconds_total"]), "minutes in all"))
+    card("peak_memory_mb", "MB of memory at most", "{:,.0f}")
+    cards = (f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in shown)
+    return f'<div class="cards">{"".join(cards)}</div>' if shown else ""
+
+
+def _decisions(run: Run) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in run.decisions)
+    return section("What was decided, and why", f'<ul class="plain">{items}</ul>' if items else "")
+
+
+def _capture_check(run: Run) -> str:
+    items = []
+    for stage in ("check_photos", "check_cameras"):
+        for finding in (run.finished(stage) or {}).get("findings", []):
+            level = finding.get("level") if finding.get("level") in ("good", "warn", "bad") else "warn"
+            topic, sentence = escape(str(finding.get("topic", ""))), escape(str(finding.get("sentence", "")))
+            items.append(f'<li class="{level}"><b>{topic}.</b> {sentence}</li>')
+    return section(
+        "The capture",
+        f'<ul class="plain">{"".join(items)}</ul>' if items else "",
+        "Green is fine, amber costs quality, red is the first thing to improve when photographing again.",
+    )
+
+
+def _cameras(seen: RunCameras | None) -> str:
+    if seen is None or not seen.cameras:
+        return ""
+    held = sum(seen.held_out)
+    key = (
+        f'<span class="key"><i style="background:var(--accent)"></i>{len(seen.cameras) - held} trained'
+        f'<i style="background:var(--held)"></i>{held} held out</span>'
+    )
+    unit = "The world is in metres." if seen.metric else "The world has no known scale."
+    return section("Where the photos were taken", f'<div class="grid2">{camera_maps(seen)}</div>', f"{key} {unit}")
+
+
+def _views(run: Run) -> str:
+    """Held-out photos against renders, worst first, as many as fit."""
+    views = (run.finished("evaluate") or {}).get("views", [])
+    whole = [view for view in views if all(path.is_file() for path in _pictures(run, view).values())]
+    whole.sort(key=lambda view: float(view.get("psnr", 0)))
+    # Worst, best and evenly between: an honest choice when not all fit.
+    step = max(1.0, (len(whole) - 1) / (MAX_VIEWS - 1))
+    chosen = [whole[round(i * step)] for i in range(min(len(whole), MAX_VIEWS))]
+    blocks: list[str] = []
+    for width in PICTURE_WIDTHS:
+        blocks = [_view(run, view, width) for view in chosen]
+        if sum(map(len, blocks)) < PICTURE_BYTES:
+            break
+    else:
+        blocks = blocks[: max(1, len(blocks) * PICTURE_BYTES // max(1, sum(map(len, blocks))))]
+    note = "Photos that no stage after camera estimation has seen. Drag over a picture: photo left, render right."
+    if len(blocks) < len(views):
+        note += f" {len(blocks)} of {len(views)}, from the worst to the best; all are in renders/."
+    else:
+        note += " The worst comes first."
+    return section("Photos the scene was not trained on", "".join(blocks), note)
+
+
+def _pictures(run: Run, view: dict[str, Any]) -> dict[str, Path]:
+    stem = Path(str(view.get("files", ""))).name  # a name only: no way out of the folder
+    return {kind: run.folder / "renders" / f"{stem}_{kind}.png" for kind in ("truth", "render", "error")}
+
+
+def _view(run: Run, view: dict[str, Any], width: int) -> str:
+    uris = {kind: _jpeg(path, width if kind != "error" else width // 2) for kind, path in _pictures(run, view).items()}
+    name = escape(str(view.get("name", "")))
+    facts = f"<span>PSNR {float(view.get('psnr', 0)):.2f} dB</span><span>SSIM {float(view.get('ssim', 0)):.4f}</span>"
+    return (
+        f'<div class="view"><p><b>{name}</b>{facts}</p><div class="pair"><div class="slider">'
+        f'<img src="{uris["truth"]}" alt="photo"><img class="over" src="{uris["render"]}" alt="render">'
+        f'<input type="range" min="0" max="100" value="50" aria-label="photo or render of {name}">'
+        '<span class="tag left">photo</span><span class="tag right">render</span></div>'
+        f'<figure><img src="{uris["error"]}" alt="difference"><figcaption>Difference: black none, white a quarter of '
+        "the range or more</figcaption></figure></div></div>"
+    )
+
+
+def _jpeg(path: Path, width: int) -> str:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        height = max(1, round(picture.height * width / picture.width))
+        small = picture if picture.width <= width else picture.resize((width, height), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        small.convert("RGB").save(buffer, "JPEG", quality=84)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def _curves(run: Run) -> str:
+    points: dict[str, dict[int, float]] = {"loss": {}, "psnr": {}, "splats": {}}
+    for event in read_events(run.folder / "events.jsonl"):
+        step = event.get("step")
+        if event.get("stage") != "train" or not isinstance(step, int):
+            continue
+        for name, known in points.items():
+            # A killed run repeats steps after its checkpoint: what a resume redid replaces what came before.
+            for later in [s for s in reversed(known) if s > step]:
+                del known[later]
+            if isinstance(event.get(name), (int, float)):
+                known[step] = float(event[name])
+    changes = [(step, value) for i, (step, value) in _changes(points["psnr"])]
+    plots = [
+        curve("Loss", smoothed(list(points["loss"].items())), logarithmic=True),
+        curve("PSNR on some held-out photos, dB", changes, dots=True),
+        curve("Number of Gaussians", list(points["splats"].items())),
+    ]
+    body = "".join(plots)
+    return section("Training", f'<div class="grid2">{body}</div>' if body else "", "Over the steps of the training.")
+
+
+def _changes(values: dict[int, float]) -> Iterator[tuple[int, tuple[int, float]]]:
+    """The points at which a repeated value is first told."""
+    last = None
+    for i, (step, value) in enumerate(values.items()):
+        if value != last:
+            yield i, (step, value)
+        last = value
+
+
+def smoothed(points: list[tuple[int, float]], keep: float = 0.85) -> list[tuple[float, float]]:
+    """Exponential mean: single photos differ more than the training moves."""
+    mean, out = None, []
+    for step, value in points:
+        mean = value if mean is None else keep * mean + (1 - keep) * value
+        out.append((float(step), mean))
+    return out
+
+
+def _timings(run: Run, metrics: dict[str, Any]) -> str:
+    spent = {
+        stage: float(record["seconds"])
+        for stage, record in run.stages.items()
+        if stage in STAGE_NAMES and isinstance(record.get("seconds"), (int, float))
+    }
+    total = metrics.get("seconds_total")
+    if not isinstance(total, (int, float)) or total <= 0:
+        return ""
+    spent["other"] = max(0.0, total - sum(spent.values()))
+    ordered = [(stage, spent[stage]) for stage in STAGE_NAMES if stage in spent]
+    whole = sum(seconds for _, seconds in ordered) or 1.0
+    bar, rows = "", ""
+    for (stage, seconds), color in zip(ordered, COLORS):
+        bar += f'<i style="width:{100 * seconds / whole:.2f}%;background:{color}"></i>'
+        swatch = f'<span class="swatch" style="background:{color}"></span>'
+        rows += f"<tr><th>{swatch}{STAGE_NAMES[stage]}</th><td>{clock(seconds)}</td></tr>"
+    rows += f"<tr><th>Total</th><td>{clock(total)}</td></tr>"
+    return section("Where the time went", f'<div class="bar">{bar}</div><table>{rows}</table>')
+
+
+def _mesh(run: Run) -> str:
+    facts = (run.finished("mesh") or {}).get("facts")
+    if not isinstance(facts, dict):
+        return ""
+    labels = {
+        "vertices": "Vertices",
+        "faces": "Faces",
+        "components": "Separate parts",
+        "boundary_edges": "Open edges",
+        "watertight": "Watertight",
+        "manifold_edges": "Manifold edges",
+        "manifold_vertices": "Manifold vertices",
+        "area": "Area, square units",
+        "volume": "Volume, cubic units",
+    }
+    rows = [(label, _said(facts[name])) for name, label in labels.items() if facts.get(name) is not None]
+    note = "mesh.glb, vertex colours, +Y up. It encloses no volume." if not facts.get("watertight") else "mesh.glb"
+    return section("The mesh", table(rows), note)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _files(run: Run) -> str:
+    about = {
+        "scene.ply": "the Gaussians, in the 3DGS format that viewers read",
+        "mesh.glb": "the mesh, for Blender, game engines and browsers",
+        "turntable.mp4": "the film",
+        "renders": "held-out photos, renders and differences",
+        "sfm": "the estimated cameras, a COLMAP model",
+        "cameras.json": "all cameras, as JSON",
+        "metrics.json": "all figures of this page, as JSON",
+        "events.jsonl": "the log of the run",
+    }
+    rows = ""
+    for name, what in about.items():
+        path = run.folder / name
+        if path.exists():
+            size = f"{path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""
+            rows += f'<tr><th><a href="{name}"><code>{name}</code></a></th><td>{what}</td><td>{size}</td></tr>'
+    return section("Files of this run", f"<table>{rows}</table>" if rows else "", f"In {escape(str(run.folder))}.")
+
+
+def _details(run: Run, config: dict[str, Any]) -> str:
+    environment = read_json(run.folder / "environment.json", {})
+    blocks = ""
+    for title, content in (("All options", config), ("Environment", environment), ("All figures", run.metrics)):
+        rows = list(_flat(content))
+        blocks += f"<details><summary>{title}</summary>{table(rows)}</details>" if rows else ""
+    return section("Details", blocks)
+
+
+def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested JSON objects as rows of text."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _flat(value, f"{prefix} {key}".strip())
+    elif content is not None:
+        yield prefix, _said(content) if isinstance(content, bool) else str(content)
