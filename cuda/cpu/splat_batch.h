@@ -113,11 +113,24 @@ struct BatchGradient {
     ViewGradient<L> view;
 };
 
+// What else pulls on opacities and scales: gradients by each opacity and each axis length (MCMC, eq. 10).
+struct Pull {
+    double opacity = 0, scale = 0;
+};
+
+// Rows of the visible splats [first, end), one batch of them; the last is repeated beyond the end. Returns how many.
+template <typename L>
+MQ_INLINE int pick_rows(const std::int32_t* ids, std::int64_t first, std::int64_t end, std::int32_t* rows) {
+    const int valid = int(end - first < L::count ? end - first : L::count);
+    for (int lane = 0; lane < L::count; ++lane) rows[lane] = ids[first + (lane < valid ? lane : valid - 1)];
+    return valid;
+}
+
 // Back-propagates `valid` visible splats that start at `first` of the compact gradients; `colors` are the forward's.
 template <int Degree, typename L, typename T>
 MQ_INLINE void backward_batch(const View<L>& view, const Splat<L>& splat, const Coefficients<Degree, L>& sh,
                               const FootprintGradients<T>& v, const T* colors, std::int64_t first, int valid,
-                              bool antialias, BatchGradient<Degree, L>& out) {
+                              bool antialias, const Pull& pull, BatchGradient<Degree, L>& out) {
     const L zero(0);
     L mean2d[2], conic[3], opacity, depth, color[3], v_color[3];
     load_rows<2>(v.means2d + 2 * first, valid, mean2d);
@@ -152,6 +165,8 @@ MQ_INLINE void backward_batch(const View<L>& view, const Splat<L>& splat, const 
     const Vec3<L> v_mean = normalize_backward(sight.direction, sight.inverse_distance, v_direction);
     out.splat = g.splat;
     out.splat.mean = g.splat.mean + v_mean;
+    out.splat.opacity_logit += L(pull.opacity) * projection.sigmoid * (L(1) - projection.sigmoid);
+    out.splat.log_scales = out.splat.log_scales + L(pull.scale) * projection.scales;
     out.view = {g.rotation, g.in_camera, L(-1) * v_mean};
 }
 

@@ -15,13 +15,6 @@
 namespace maquette {
 namespace {
 
-constexpr std::int64_t kPiece = 512;
-
-template <typename T>
-View<Batch<T>> make_view(const ProjectSettings<T>& s) {
-    return View<Batch<T>>::make(s.viewmat, s.fx, s.fy, s.cx, s.cy, s.width, s.height, s.near);
-}
-
 // Rows of one batch: the last is repeated beyond the end.
 template <typename L>
 void fill_rows(std::int64_t first, std::int64_t end, std::int32_t* rows) {
@@ -141,43 +134,6 @@ std::int64_t shade_piece(const SplatArrays<T>& splats, const View<Batch<T>>& vie
     return kept;
 }
 
-// Sums of one piece, and their order: rotation by rows, translation, centre.
-struct ViewSum {
-    double values[15];
-};
-
-template <typename L>
-struct ViewLanes {
-    L values[15];
-    ViewLanes() {
-        for (L& value : values) value = L(0);
-    }
-    MQ_INLINE void add(const ViewGradient<L>& g) {
-        const L terms[15] = {g.rotation.r0.x, g.rotation.r0.y, g.rotation.r0.z, g.rotation.r1.x, g.rotation.r1.y,
-                             g.rotation.r1.z, g.rotation.r2.x, g.rotation.r2.y, g.rotation.r2.z, g.translation.x,
-                             g.translation.y, g.translation.z, g.center.x, g.center.y, g.center.z};
-        for (int i = 0; i < 15; ++i) values[i] += terms[i];
-    }
-};
-
-// Gradient by the 16 numbers of viewmat; the centre is -rotation^T translation.
-template <typename T>
-void view_gradient(const ProjectSettings<T>& settings, const std::vector<ViewSum>& pieces, T* v_viewmat) {
-    double sum[15] = {};
-    for (const ViewSum& piece : pieces)
-        for (int i = 0; i < 15; ++i) sum[i] += piece.values[i];
-    for (int row = 0; row < 3; ++row) {
-        double through_center = 0;
-        for (int column = 0; column < 3; ++column) {
-            const double translation = settings.viewmat[4 * row + 3], v_center = sum[12 + column];
-            v_viewmat[4 * row + column] = T(sum[3 * row + column] - translation * v_center);
-            through_center += double(settings.viewmat[4 * row + column]) * v_center;
-        }
-        v_viewmat[4 * row + 3] = T(sum[9 + row] - through_center);
-    }
-    for (int column = 0; column < 4; ++column) v_viewmat[12 + column] = T(0);
-}
-
 // Gradients by all N Gaussians, row-major; rows of splats that were not seen are left as they are.
 template <typename T>
 struct SplatGradientArrays {
@@ -209,27 +165,26 @@ void project_splats_backward(const SplatArrays<T>& splats, const ProjectSettings
                              const SplatGradientArrays<T>& out, T* v_viewmat) {
     using L = Batch<T>;
     const View<L> view = make_view(settings);
-    std::vector<ViewSum> pieces(std::size_t((visible + kPiece - 1) / kPiece));
+    ViewPieces pieces(visible);
     with_degree(settings.degree, [&](auto degree) {
         constexpr int Degree = decltype(degree)::value;
         parallel_ranges(visible, kPiece, [&](std::int64_t begin, std::int64_t end) {
-            ViewLanes<L> sum;
+            ViewSum<L> sum;
             std::int32_t rows[L::count];
             Coefficients<Degree, L> sh;
             BatchGradient<Degree, L> gradient;
             for (std::int64_t first = begin; first < end; first += L::count) {
-                const int valid = int(end - first < L::count ? end - first : L::count);
-                for (int lane = 0; lane < L::count; ++lane) rows[lane] = ids[first + (lane < valid ? lane : valid - 1)];
+                const int valid = pick_rows<L>(ids, first, end, rows);
                 const Splat<L> splat = gather_splats<L>(splats, rows);
                 gather_coefficients<Degree>(splats, rows, sh);
-                backward_batch<Degree>(view, splat, sh, v, colors, first, valid, settings.antialias, gradient);
+                backward_batch<Degree>(view, splat, sh, v, colors, first, valid, settings.antialias, {}, gradient);
                 store_gradient<Degree, T>(gradient, rows, valid, splats.rest, out);
                 sum.add(gradient.view);
             }
-            for (int i = 0; i < 15; ++i) pieces[std::size_t(begin / kPiece)].values[i] = double(sum.values[i].sum());
+            pieces.put(begin, sum);
         });
     });
-    view_gradient(settings, pieces, v_viewmat);
+    pieces.gradient(settings, v_viewmat);
 }
 
 }  // namespace

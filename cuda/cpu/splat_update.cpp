@@ -1,0 +1,212 @@
+// The end of a training step in one pass over what the camera saw: gradient of the projection, Adam, and the
+// statistics that densification reads. No gradient by a parameter ever reaches memory.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <tuple>
+
+#include "cpu/bindings.h"
+#include "cpu/parallel.h"
+#include "cpu/splat_project.h"
+#include "math/adam.h"
+
+namespace maquette {
+namespace {
+
+using L = Batch<float>;
+
+// One parameter of all Gaussians with its moments; `width` numbers per row.
+struct Group {
+    float *param, *exp_avg, *exp_avg_sq;
+    int width;
+    AdamStep<L> step;
+};
+
+// Sums over steps since densification last looked: see scene/ops/splat_step.py.
+struct StatisticsArrays {
+    float* score;
+    std::int32_t* seen;
+    float* radius;
+    const float *v_means2d, *extents;  // of the visible splats
+};
+
+struct Update {
+    Group means, quats, log_scales, opacity_logits, sh_dc, sh_rest;
+    Pull pull;
+    StatisticsArrays statistics;
+};
+
+// Adam on the first `Width` numbers of `valid` rows; gradient: [rows][Width]. Rows that follow each other are updated
+// in place, others through a copy, so that both go in full vectors.
+template <int Width>
+MQ_INLINE void update_group(const Group& group, const std::int32_t* rows, int valid, const float* gradient) {
+    constexpr int N = L::count;
+    float* const arrays[3] = {group.param, group.exp_avg, group.exp_avg_sq};
+    alignas(kVectorBytes) float copies[3][Width * N];
+    float* work[3];
+    const bool in_place = group.width == Width && valid == N && rows[N - 1] - rows[0] == N - 1;
+    for (int a = 0; a < 3; ++a) {
+        work[a] = in_place ? arrays[a] + std::int64_t(rows[0]) * Width : copies[a];
+        if (in_place) continue;
+        for (int lane = 0; lane < N; ++lane)
+            std::memcpy(copies[a] + lane * Width, arrays[a] + std::int64_t(rows[lane]) * group.width,
+                        Width * sizeof(float));
+    }
+    for (int i = 0; i < Width * N; i += N) {
+        L param = L::load(work[0] + i), exp_avg = L::load(work[1] + i), exp_avg_sq = L::load(work[2] + i);
+        adam_update(param, L::load(gradient + i), exp_avg, exp_avg_sq, group.step);
+        param.store(work[0] + i), exp_avg.store(work[1] + i), exp_avg_sq.store(work[2] + i);
+    }
+    if (in_place) return;
+    for (int a = 0; a < 3; ++a)
+        for (int lane = 0; lane < valid; ++lane)
+            std::memcpy(arrays[a] + std::int64_t(rows[lane]) * group.width, copies[a] + lane * Width,
+                        Width * sizeof(float));
+}
+
+// out[lane][c] = in[c][lane]
+template <int Width>
+MQ_INLINE void to_rows(const L* in, float* out) {
+    alignas(kVectorBytes) float buffer[Width][L::count];
+    for (int c = 0; c < Width; ++c) in[c].store(buffer[c]);
+    for (int lane = 0; lane < L::count; ++lane)
+        for (int c = 0; c < Width; ++c) out[lane * Width + c] = buffer[c][lane];
+}
+
+template <int Degree>
+void update_batch(const BatchGradient<Degree, L>& g, const Update& update, const std::int32_t* rows, int valid) {
+    constexpr int N = L::count;
+    alignas(kVectorBytes) float gradient[3 * sh_count(Degree) * N > 4 * N ? 3 * sh_count(Degree) * N : 4 * N];
+    const Splat<L>& s = g.splat;
+    const L mean[3] = {s.mean.x, s.mean.y, s.mean.z}, quat[4] = {s.quat.w, s.quat.x, s.quat.y, s.quat.z},
+            scales[3] = {s.log_scales.x, s.log_scales.y, s.log_scales.z},
+            dc[3] = {g.basis[0] * g.color.x, g.basis[0] * g.color.y, g.basis[0] * g.color.z};
+    to_rows<3>(mean, gradient);
+    update_group<3>(update.means, rows, valid, gradient);
+    to_rows<4>(quat, gradient);
+    update_group<4>(update.quats, rows, valid, gradient);
+    to_rows<3>(scales, gradient);
+    update_group<3>(update.log_scales, rows, valid, gradient);
+    s.opacity_logit.store(gradient);
+    update_group<1>(update.opacity_logits, rows, valid, gradient);
+    to_rows<3>(dc, gradient);
+    update_group<3>(update.sh_dc, rows, valid, gradient);
+    if constexpr (Degree > 0) {
+        constexpr int count = sh_count(Degree) - 1;
+        alignas(kVectorBytes) float basis[count][N], color[3][N];
+        for (int k = 0; k < count; ++k) g.basis[k + 1].store(basis[k]);
+        g.color.x.store(color[0]), g.color.y.store(color[1]), g.color.z.store(color[2]);
+        for (int lane = 0; lane < N; ++lane)
+            for (int k = 0; k < count; ++k)
+                for (int c = 0; c < 3; ++c) gradient[(lane * count + k) * 3 + c] = basis[k][lane] * color[c][lane];
+        update_group<3 * count>(update.sh_rest, rows, valid, gradient);
+    }
+}
+
+void add_statistics(const StatisticsArrays& s, const std::int32_t* ids, std::int64_t begin, std::int64_t end,
+                    const ProjectSettings<float>& settings) {
+    const float half_width = 0.5f * float(settings.width), half_height = 0.5f * float(settings.height);
+    for (std::int64_t i = begin; i < end; ++i) {
+        const std::int32_t id = ids[i];
+        const float x = half_width * s.v_means2d[2 * i], y = half_height * s.v_means2d[2 * i + 1];
+        s.score[id] += std::sqrt(x * x + y * y);
+        s.seen[id] += 1;
+        s.radius[id] = maximum(s.radius[id], maximum(s.extents[2 * i], s.extents[2 * i + 1]));
+    }
+}
+
+void update_splats(const SplatArrays<float>& splats, const ProjectSettings<float>& settings, std::int64_t visible,
+                   const std::int32_t* ids, const float* colors, const FootprintGradients<float>& v,
+                   const Update& update, float* v_viewmat) {
+    const View<L> view = make_view(settings);
+    ViewPieces pieces(v_viewmat ? visible : 0);
+    with_degree(settings.degree, [&](auto degree) {
+        constexpr int Degree = decltype(degree)::value;
+        parallel_ranges(visible, kPiece, [&](std::int64_t begin, std::int64_t end) {
+            ViewSum<L> sum;
+            std::int32_t rows[L::count];
+            Coefficients<Degree, L> sh;
+            BatchGradient<Degree, L> gradient;
+            for (std::int64_t first = begin; first < end; first += L::count) {
+                const int valid = pick_rows<L>(ids, first, end, rows);
+                const Splat<L> splat = gather_splats<L>(splats, rows);
+                gather_coefficients<Degree>(splats, rows, sh);
+                backward_batch<Degree>(view, splat, sh, v, colors, first, valid, settings.antialias, update.pull,
+                                       gradient);
+                update_batch<Degree>(gradient, update, rows, valid);
+                sum.add(gradient.view);
+            }
+            if (v_viewmat) pieces.put(begin, sum);
+            add_statistics(update.statistics, ids, begin, end, settings);
+        });
+    });
+    if (v_viewmat) pieces.gradient(settings, v_viewmat);
+}
+
+namespace nb = nanobind;
+
+template <typename T, nb::ssize_t... Shape>
+using In = Array<const T, nb::shape<Shape...>>;
+template <typename T, nb::ssize_t... Shape>
+using Out = Array<T, nb::shape<Shape...>>;
+// A parameter or a moment of each group, in the order of scene.gaussians.Gaussians.
+using Groups = std::tuple<Out<float, -1, 3>, Out<float, -1, 4>, Out<float, -1, 3>, Out<float, -1>, Out<float, -1, 3>,
+                          Out<float, -1, -1, 3>>;
+using Rates = std::tuple<double, double, double, double, double, double>;
+
+struct Adam {
+    Groups *params, *exp_avg, *exp_avg_sq;
+    const Rates* rates;
+    std::int64_t step;
+    double beta1, beta2, eps;
+
+    template <std::size_t I>
+    Group group() const {
+        auto &param = std::get<I>(*params), &first = std::get<I>(*exp_avg), &second = std::get<I>(*exp_avg_sq);
+        if (first.size() != param.size() || second.size() != param.size() ||
+            param.shape(0) != std::get<0>(*params).shape(0))
+            throw nb::value_error("parameters and moments must agree in shape");
+        return {param.data(), first.data(), second.data(),
+                int(param.shape(0) ? param.size() / param.shape(0) : 0),
+                adam_step<L>(step, std::get<I>(*rates), beta1, beta2, eps)};
+    }
+};
+
+void update(Groups params, Groups exp_avg, Groups exp_avg_sq, Rates rates, double beta1, double beta2, double eps,
+            std::int64_t step, double opacity_pull, double scale_pull, In<float, 4, 4> viewmat, double fx, double fy,
+            double cx, double cy, int width, int height, double near, int degree, bool antialias,
+            In<std::int32_t, -1> ids, In<float, -1, 3> colors, In<float, -1, 2> extents, In<float, -1, 2> v_means2d,
+            In<float, -1, 3> v_conics, In<float, -1> v_opacities, In<float, -1, 3> v_colors, In<float, -1> v_depths,
+            std::optional<In<float, -1, 3>> v_normals, In<float, -1, 2> v_score, Out<float, -1> score,
+            Out<std::int32_t, -1> seen, Out<float, -1> radius, std::optional<Out<float, 4, 4>> v_viewmat) {
+    const Adam adam = {&params, &exp_avg, &exp_avg_sq, &rates, step, beta1, beta2, eps};
+    const Update to = {adam.group<0>(), adam.group<1>(), adam.group<2>(), adam.group<3>(), adam.group<4>(),
+                       adam.group<5>(), {opacity_pull, scale_pull},
+                       {score.data(), seen.data(), radius.data(), v_score.data(), extents.data()}};
+    const std::int64_t count = std::int64_t(std::get<0>(params).shape(0)), visible = std::int64_t(ids.shape(0));
+    if (std::int64_t(score.size()) != count || std::int64_t(seen.size()) != count ||
+        std::int64_t(radius.size()) != count)
+        throw nb::value_error("statistics must have one number per Gaussian");
+    if (visible && (ids.data()[0] < 0 || ids.data()[visible - 1] >= count))
+        throw nb::value_error("ids must lie within the Gaussians");
+    const SplatArrays<float> splats = {to.means.param,  to.quats.param,   to.log_scales.param, to.opacity_logits.param,
+                                       to.sh_dc.param, to.sh_rest.param, count,               to.sh_rest.width / 3};
+    const ProjectSettings<float> settings = {viewmat.data(), fx, fy, cx, cy, width, height, near, degree, antialias};
+    const FootprintGradients<float> v = {v_means2d.data(), v_conics.data(), v_opacities.data(),
+                                         v_colors.data(),  v_depths.data(), v_normals ? v_normals->data() : nullptr};
+    nb::gil_scoped_release unlocked;
+    update_splats(splats, settings, visible, ids.data(), colors.data(), v, to,
+                  v_viewmat ? v_viewmat->data() : nullptr);
+}
+
+}  // namespace
+
+void bind_splat_update(nb::module_& m) {
+    m.def("update_splats", &update,
+          "Gradient of the projection, sparse Adam and densification statistics in one pass; in place.");
+}
+
+}  // namespace maquette
