@@ -83,14 +83,15 @@ def photometric_loss_reference(
     exposure: Tensor | None = None,
 ) -> Tensor:
     """The same in plain torch."""
-    x = image if exposure is None else apply_exposure(image, exposure)
-    y = unit_range(target, image.dtype)
-    valid = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask != 0
-    x = torch.where(valid[..., None], x, torch.zeros_like(x))
-    y = torch.where(valid[..., None], y, torch.zeros_like(y))
+    valid = torch.ones_like(image[..., 0], dtype=torch.bool) if mask is None else mask != 0
     values = 3 * max(1, int(valid.sum()))
+    hidden, black = ~valid[..., None], image.new_zeros(())
+    x = torch.where(hidden, black, image)
+    if exposure is not None:  # hidden again, but not only: NaN in `image` would reach the exposure's gradient
+        x = torch.where(hidden, black, apply_exposure(x, exposure))
+    y = torch.where(hidden, black, unit_range(target, image.dtype))
     luminance, contrast = ssim_terms(x, y)
-    unlike = torch.where(valid[..., None], 1 - luminance * contrast, torch.zeros_like(x)).sum() / values
+    unlike = torch.where(hidden, black, 1 - luminance * contrast).sum() / values
     l1 = (x - y).abs().sum() / values
     return (1 - ssim_weight) * l1 + ssim_weight * unlike
 
