@@ -30,15 +30,15 @@ METHODS = {"gaussians": "recon.gaussians"}
 class Recon:
     """Photos in; cameras, a 3D scene, a mesh, a film and a report out."""
 
-    source: Positional[Path]
+    source: Annotated[Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """folder of photos, video, .zip, COLMAP model, transforms.json, KITTI drive, or a previous run"""
     method: Literal["auto", "gaussians"] = "auto"
     """how the scene is represented"""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """run folder to make; default runs/SOURCE-METHOD-N"""
     preset: Literal["draft", "standard", "high"] = "standard"
     """starting values of the method's options"""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """time for everything: cameras, training, mesh and report"""
     downscale: float = 1.0
     """work on photos this many times smaller"""
@@ -68,7 +68,7 @@ class Recon:
 class Export:
     """Write a run's scene or mesh in other formats; the file name says which."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """run folder"""
     to: tuple[Path, ...]
     """files to write: .ply (splats; *mesh*.ply the mesh), .glb, .obj, .stl"""
@@ -80,17 +80,17 @@ class Export:
 class Render:
     """Render a film of a run's scene along a camera path."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """run folder"""
     path: str = "orbit"
     """orbit, spiral, train (along the photos), or a .json file of poses"""
     out: Path = Path("film.mp4")
     """.mp4 file, or a folder for PNG frames"""
-    frames: int | None = None
+    frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """number of frames; default 180 (a path file: its own)"""
     fps: int = 30
     """frames per second"""
-    width: int | None = None
+    width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """width in pixels; default that of the photos, at most 1280"""
     debug: bool = False
     """show tracebacks"""
@@ -106,7 +106,7 @@ class Render:
 class Evaluate:
     """Judge a run on its held-out photos again, and renew its metrics, pictures and report."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """run folder"""
     json: bool = False
     """print metrics.json on stdout, and nothing else there"""
@@ -259,10 +259,10 @@ def _known_flags(arguments: Sequence[str]) -> argparse.Namespace:
 def _parse_both(arguments: Sequence[str], request: Recon | None, config: Any) -> tuple[Recon, Any]:
     """Parse Recon and the method's Config side by side; an option that both have is Recon's."""
     shared = {field.name for field in dataclasses.fields(config)} & {field.name for field in dataclasses.fields(Recon)}
-    hidden = [
-        (name, Annotated[type(getattr(config, name)), tyro.conf.Fixed, tyro.conf.Suppress], dataclasses.field())
-        for name in sorted(shared)
-    ]
+    hidden = []
+    for name in sorted(shared):
+        value = getattr(config, name)
+        hidden.append((name, Annotated[type(value), tyro.conf.Fixed, tyro.conf.Suppress], value))
     own = type(config)
     flags = dataclasses.make_dataclass(own.__name__, hidden, bases=(own,), frozen=True) if hidden else own
     defaults = flags(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
