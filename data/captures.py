@@ -18,13 +18,14 @@ from torch import Tensor
 
 from data.detect import read_source
 from data.frames import Frame, PointCloud, Source, rigid, tensor_up
+from data.images import MemoryPicture
 from data.lens import Lens
 from data.photos import sorted_frames
 from data.store import ImageStore, Photo, Shot
 from scene.cameras import Camera, scaled_size
 from scene.errors import InputError
 
-__all__ = ["Capture", "Photo", "PointCloud", "View", "open_capture"]
+__all__ = ["Capture", "MemoryPicture", "Photo", "PointCloud", "View", "capture_of_pictures", "open_capture"]
 
 # K [3, 3] over the raw photo, OpenCV distortion k1 k2 p1 p2 or None, c2w [4, 4].
 EstimatedCamera = tuple[Tensor | NDArray, Sequence[float] | None, Tensor | NDArray]
@@ -108,7 +109,8 @@ class Capture:
             if frame.name not in cameras:
                 continue
             K, distortion, c2w = cameras[frame.name]
-            lens = _lens_from_K(np.asarray(K, dtype=np.float64), distortion, self._options.raw_size(frame))
+            model, coefficients = ("opencv", distortion) if distortion is not None else ("pinhole", ())
+            lens = Lens.from_K(np.asarray(K, dtype=np.float64), *self._options.raw_size(frame), model, coefficients)
             pose = rigid(np.asarray(c2w, dtype=np.float64), frame.name)
             frames.append(replace(frame, lens=lens.resized(frame.width, frame.height), c2w=pose))
         return self._with_frames(frames, points, up, metric, decisions)
@@ -193,6 +195,45 @@ def open_capture(
     return _assemble(str(source), _selected(found, max_views), options)
 
 
+def capture_of_pictures(
+    source: str,
+    pictures: Mapping[str, tuple[MemoryPicture, Camera | None]],
+    *,
+    kind: str = "synthetic",
+    points: PointCloud | None = None,
+    test: Iterable[str] | None = None,
+    up: tuple[float, float, float] | None = None,
+    ordered: bool = False,
+    metric: bool = False,
+    downscale: float = 1.0,
+    holdout: int = 8,
+    cache_mb: int = 512,
+    decisions: Sequence[str] = (),
+) -> Capture:
+    """A capture of pictures in memory, by name, with their cameras where known; `test` names the held-out ones."""
+    frames = []
+    for name, (picture, camera) in pictures.items():
+        height, width = picture.rgb.shape[:2]
+        lens, c2w = None, None
+        if camera is not None:
+            lens = Lens.from_K(camera.K.double().numpy(), camera.width, camera.height).resized(width, height)
+            c2w = rigid(camera.c2w.double().numpy(), name)
+        group = f"{width}x{height}" if lens is None else f"{width}x{height} {lens.fx:.4f} {lens.cx:.4f} {lens.cy:.4f}"
+        has_alpha = picture.alpha is not None
+        frames.append(Frame(name, picture, width, height, has_alpha=has_alpha, lens=lens, c2w=c2w, camera_group=group))
+    found = Source(
+        kind,
+        tuple(frames),
+        points=points,
+        test=None if test is None else frozenset(test),
+        ordered=ordered,
+        up=up,
+        metric=metric,
+        decisions=tuple(decisions),
+    )
+    return _assemble(source, found, _Options(downscale, holdout, None, cache_mb))
+
+
 def _selected(source: Source, max_views: int | None) -> Source:
     """An even selection of the views, of the held-out ones in proportion."""
     frames = sorted_frames(source.frames)
@@ -274,20 +315,4 @@ def _delivered(frame: Frame, options: _Options) -> tuple[Shot, View]:
         gps=frame.gps,
         time=frame.time,
         has_alpha=frame.has_alpha,
-    )
-
-
-def _lens_from_K(K: NDArray[np.float64], distortion: Sequence[float] | None, size: tuple[int, int]) -> Lens:
-    if K.shape != (3, 3) or abs(K[0, 1]) > 1e-6 * abs(K[0, 0]) or np.abs(K[2] - (0, 0, 1)).max() > 1e-9:
-        raise ValueError(f"K must be [3, 3] without skew, got {K.tolist()}")
-    coefficients = () if distortion is None else tuple(float(number) for number in distortion)
-    model = "opencv" if any(coefficients) else "pinhole"
-    return Lens(
-        model,
-        *size,
-        float(K[0, 0]),
-        float(K[1, 1]),
-        float(K[0, 2]),
-        float(K[1, 2]),
-        coefficients if model == "opencv" else (),
     )

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.files import MAX_PHOTOS, inside, natural_key, photo_files, read_text
-from data.frames import Frame, PointCloud, Source
+from data.frames import PointCloud, Source, posed_frame
 from data.images import ImageFacts, inspect_image
 from data.lens import Lens
 from data.photos import MaskFinder, left_out, sorted_frames
@@ -87,22 +87,9 @@ def read_colmap(folder: Path, model_folder: Path) -> Source:
         except InputError as error:
             bad.append(str(error))
             continue
-        mask = masks.find(image.name)
+        group, mask = f"colmap camera {image.camera_id} {lens.width}x{lens.height}", masks.find(image.name)
         frames.append(
-            Frame(
-                name=image.name,
-                path=path,
-                width=lens.width,
-                height=lens.height,
-                orientation=orientation,
-                mask=mask,
-                has_alpha=facts.has_alpha or mask is not None,
-                lens=lens,
-                c2w=image.c2w,
-                camera_group=f"colmap camera {image.camera_id} {lens.width}x{lens.height}",
-                gps=facts.exif.gps,
-                time=facts.exif.time,
-            )
+            posed_frame(image.name, path, facts, lens, image.c2w, group=group, mask=mask, orientation=orientation)
         )
     if not frames:
         raise InputError(f"the COLMAP model in {model_folder} has no usable picture: {'; '.join(bad[:5])}")

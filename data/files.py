@@ -10,25 +10,8 @@ from typing import Any
 
 from scene.errors import InputError
 
-PHOTO_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".bmp",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-        ".heic",
-        ".heif",
-        ".hif",
-    )
-    + (".avif",)
-)
+_PLAIN = (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm", ".pnm")
+PHOTO_SUFFIXES = frozenset((*_PLAIN, ".heic", ".heif", ".hif", ".avif"))
 RAW_SUFFIXES = frozenset([".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf", ".pef", ".srw"])
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".insv"]

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.images import ImageFacts, MemoryPicture
 from data.lens import Lens
 from scene.errors import InputError
 
@@ -41,7 +42,7 @@ class Frame:
     """One picture file. Sizes and intrinsics are those of the decoded picture: turned by `orientation`, full size."""
 
     name: str  # unique in its source, relative, with /
-    path: Path
+    path: Path | MemoryPicture
     width: int
     height: int
     orientation: int = 1  # EXIF code still to be applied after decoding; 1 = as stored
@@ -53,6 +54,34 @@ class Frame:
     focal_px: float | None = None
     gps: tuple[float, float, float] | None = None
     time: float | None = None
+
+
+def posed_frame(
+    name: str,
+    path: Path,
+    facts: ImageFacts,
+    lens: Lens,
+    c2w: NDArray[np.float64],
+    *,
+    group: str,
+    mask: Path | None = None,
+    orientation: int = 1,
+) -> Frame:
+    """A frame whose camera its source states; `lens` is over the decoded picture."""
+    return Frame(
+        name=name,
+        path=path,
+        width=lens.width,
+        height=lens.height,
+        orientation=orientation,
+        mask=mask,
+        has_alpha=facts.has_alpha or mask is not None,
+        lens=lens,
+        c2w=c2w,
+        camera_group=group,
+        gps=facts.exif.gps,
+        time=facts.exif.time,
+    )
 
 
 @dataclass(frozen=True)

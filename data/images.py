@@ -56,6 +56,14 @@ class ImageFacts:
         return (self.height, self.width) if self.exif.orientation >= 5 else (self.width, self.height)
 
 
+@dataclass(frozen=True, eq=False)
+class MemoryPicture:
+    """A picture that never was a file, such as a rendered one."""
+
+    rgb: Pixels  # [H, W, 3]
+    alpha: Pixels | None = None  # [H, W], straight
+
+
 def inspect_image(path: Path) -> ImageFacts:
     """Size, alpha and EXIF without decoding the picture. Raises InputError with the reason it cannot be used."""
     with _open(path) as image:
@@ -68,7 +76,7 @@ def inspect_image(path: Path) -> ImageFacts:
 
 
 def decode_image(
-    path: Path, orientation: int = 1, at_least: tuple[int, int] | None = None
+    path: Path | MemoryPicture, orientation: int = 1, at_least: tuple[int, int] | None = None
 ) -> tuple[Pixels, Pixels | None]:
     """Colours [H, W, 3] and straight alpha [H, W] (None where the file has none), turned by the EXIF `orientation`.
 
@@ -76,6 +84,8 @@ def decode_image(
     (much faster) as long as that is at least this large and its pixel grid stays exact.
     Raises InputError naming the file and the reason.
     """
+    if isinstance(path, MemoryPicture):
+        return path.rgb, path.alpha
     try:
         with _open(path) as image:
             if at_least is not None and image.format in ("JPEG", "MPO"):

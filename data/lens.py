@@ -7,6 +7,7 @@ opencv k1 k2 p1 p2 [k3 k4 k5 k6], fisheye k1 k2 k3 k4, fov omega, thin_prism_fis
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -49,6 +50,16 @@ class Lens:
                 f"focal length and picture size must be positive, got fx {self.fx}, fy {self.fy}, "
                 f"{self.width} x {self.height}"
             )
+
+    @classmethod
+    def from_K(
+        cls, K: Floats, width: int, height: int, model: str = "pinhole", coefficients: Sequence[float] = ()
+    ) -> Lens:
+        """From a camera matrix [3, 3]. Raises InputError when it has skew or is none."""
+        if K.shape != (3, 3) or not abs(K[0, 1]) <= 1e-3 * abs(K[0, 0]) or np.abs(K[2] - (0, 0, 1)).max() > 1e-6:
+            raise InputError(f"expected a camera matrix [3, 3] without skew, got {K.tolist()}")
+        numbers = (float(number) for number in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
+        return cls(model, width, height, *numbers, coefficients=tuple(float(number) for number in coefficients))
 
     @property
     def distorts(self) -> bool:

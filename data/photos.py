@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,13 +11,17 @@ from data.frames import Frame, Source
 from data.images import inspect_image
 from scene.errors import InputError
 
+_COMPANION = re.compile(r"[._-](depth|disparity|normals?|mask)\.[a-z]+$", re.IGNORECASE)  # of a photo of that name
 _NOT_PHOTOS = ("masks", "mask", "depth", "depths", "normals", "renders", "thumbnails")
 
 
 def read_photos(folder: Path) -> Source:
     """Every usable photo in a folder and below. Raises InputError when there is none."""
-    names = photo_files(folder, skip=_NOT_PHOTOS)
+    files = photo_files(folder, skip=_NOT_PHOTOS)
+    names = [name for name in files if not _COMPANION.search(name)]
     frames, decisions = inspect_photos(folder, names)
+    if len(names) < len(files):
+        decisions.append(f"Left out {len(files) - len(names)} files that their names call depth maps or masks.")
     raw_files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in RAW_SUFFIXES)
     if raw_files:
         decisions.append(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import Pixels, decode_image, decode_mask, premultiplied, resize_area, straight
+from data.images import MemoryPicture, Pixels, decode_image, decode_mask, premultiplied, resize_area, straight
 from data.lens import Lens, undistortion_map
 from scene.cameras import scaled_size
 
@@ -39,7 +39,7 @@ class Photo:
 class Shot:
     """How one picture is made from its file. Sizes are (width, height) at level 0."""
 
-    path: Path
+    path: Path | MemoryPicture
     orientation: int
     mask: Path | None
     has_alpha: bool  # False: an alpha channel in the file is ignored
@@ -210,8 +210,10 @@ class ImageStore:
         index, level = key
         shot = self._shots[index]
         pixels = shot.stored[0] * shot.stored[1]
-        if shot.path.suffix.lower() in (".jpg", ".jpeg"):  # decoded smaller, but never below twice the size asked for
-            pixels = min(pixels, 16 * shot.raw[0] * shot.raw[1] // 4**level)
+        if isinstance(shot.path, Path) and shot.path.suffix.lower() in (".jpg", ".jpeg"):
+            pixels = min(
+                pixels, 16 * shot.raw[0] * shot.raw[1] // 4**level
+            )  # reduced to 2 to 4 times the size asked for
         # Pillow keeps 4 bytes a pixel, the array takes 3; with alpha the premultiplied copies are float32.
         return pixels * (7 + (32 if shot.has_alpha else 0) + (3 if shot.pinhole else 0))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.files import MAX_PHOTOS, PHOTO_SUFFIXES, inside, read_json
-from data.frames import GL_FROM_CV, Frame, PointCloud, Source, rigid
+from data.frames import GL_FROM_CV, Frame, PointCloud, Source, posed_frame, rigid
 from data.images import ImageFacts, inspect_image
 from data.lens import Lens
 from data.photos import MaskFinder, left_out, sorted_frames
@@ -110,20 +110,8 @@ def _frame(folder: Path, content: Mapping[str, Any], entry: Any, masks: MaskFind
     mask = inside(folder, mask_name) if isinstance(mask_name, str) and mask_name else masks.find(relative)
     if mask is not None and not mask.is_file():
         raise InputError(f"{name}: its mask {mask_name} is missing")
-    return Frame(
-        name=relative,
-        path=path,
-        width=lens.width,
-        height=lens.height,
-        orientation=orientation,
-        mask=mask,
-        has_alpha=facts.has_alpha or mask is not None,
-        lens=lens,
-        c2w=c2w,
-        camera_group=f"{lens.model} {lens.width}x{lens.height} {lens.fx:.4f} {lens.cx:.4f} {lens.cy:.4f}",
-        gps=facts.exif.gps,
-        time=facts.exif.time,
-    )
+    group = f"{lens.model} {lens.width}x{lens.height} {lens.fx:.4f} {lens.cx:.4f} {lens.cy:.4f}"
+    return posed_frame(relative, path, facts, lens, c2w, group=group, mask=mask, orientation=orientation)
 
 
 def _picture(folder: Path, name: str) -> Path:

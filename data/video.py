@@ -1,0 +1,164 @@
+"""A video into photos: sharp frames, evenly spread over the camera's motion.
+
+Two passes. The first looks at every frame small and grey: how sharp it is, and how far the picture moved since the
+last one. The second decodes the chosen frames and keeps them as JPEG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.files import read_json
+from data.frames import Frame, Source
+from data.images import MAX_PIXELS, MAX_SIDE
+from scene.errors import InputError
+
+TARGET_FRAMES = 120  # enough to walk around an object; more only costs time
+_MIN_MOTION = 0.02  # of the picture's width between two chosen frames; less adds no baseline
+_MAX_SCANNED = 200_000  # frames
+_SMALL = 192  # px, longer side in the first pass
+_QUALITY = 96
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What the first pass keeps of one frame."""
+
+    time: float  # seconds from the start
+    sharpness: float  # variance of the Laplacian, relative to the picture's own contrast
+    motion: float  # shift since the frame before, as a fraction of the width
+
+
+def read_video(path: Path, workdir: Path, target: int = TARGET_FRAMES) -> Source:
+    """Up to `target` frames of a video as photos below `workdir`, those of an earlier call used again.
+
+    Raises InputError when the file is no video or too little of it can be decoded.
+    """
+    facts = path.stat()
+    mark = hashlib.sha256(f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns} {target}".encode()).hexdigest()[:12]
+    folder = workdir / f"frames-{mark}"
+    index = folder / "frames.json"
+    if not index.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        glances = list(glance_over(path))
+        chosen = choose(glances, target)
+        if len(chosen) < 2:
+            raise InputError(
+                f"{path.name} shows {len(glances)} frames and no motion; walk around the subject and film it"
+            )
+        written = _write_frames(path, chosen, [glances[i].time for i in chosen], folder)
+        # Written last: a folder without its index is made again.
+        index.write_text(json.dumps({"scanned": len(glances), "frames": written}), encoding="utf-8")
+    listed = read_json(index)
+    frames = tuple(
+        Frame(
+            name=entry["name"],
+            path=folder / entry["name"],
+            width=entry["width"],
+            height=entry["height"],
+            camera_group=f"{path.name} {entry['width']}x{entry['height']}",
+            time=entry["time"],
+        )
+        for entry in listed["frames"]
+    )
+    sentence = (
+        f"A video of {listed['scanned']} frames: {len(frames)} were chosen, spread evenly over the camera's motion, "
+        "the sharpest of each stretch."
+    )
+    return Source("video", frames, ordered=True, decisions=(sentence,))
+
+
+def choose(glances: Sequence[Glance], target: int) -> list[int]:
+    """Indices of the sharpest frame of each of `target` stretches of equal motion (fewer when little moves)."""
+    if not glances:
+        return []
+    motion = np.array([glance.motion for glance in glances])
+    # A cut or a flash looks like a huge motion and would claim many stretches for itself.
+    moving = motion[motion > 0]
+    limit = 10 * float(np.median(moving)) + 1e-9 if moving.size else 0.0
+    way = np.cumsum(np.minimum(motion, limit))
+    way = way - way[0]
+    stretches = min(target, len(glances), max(1, int(way[-1] / _MIN_MOTION)))
+    sharpness = np.array([glance.sharpness for glance in glances])
+    belongs = np.minimum((way / max(way[-1], 1e-12) * stretches).astype(int), stretches - 1)
+    return [
+        int(members[np.argmax(sharpness[members])])
+        for stretch in range(stretches)
+        if (members := np.flatnonzero(belongs == stretch)).size
+    ]
+
+
+def glance_over(path: Path) -> Iterator[Glance]:
+    """The first pass. A damaged end of the file ends it; what came before is used."""
+    import cv2
+
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    before: np.ndarray | None = None
+    for frame, _ in _frames(path):
+        scale = _SMALL / max(frame.width, frame.height)
+        size = (max(16, round(frame.width * scale)), max(16, round(frame.height * scale)))
+        grey = frame.reformat(width=size[0], height=size[1], format="gray").to_ndarray()
+        # The picture at four times this size, so that blur of a few pixels shows.
+        fine = frame.reformat(width=min(frame.width, 4 * size[0]), height=min(frame.height, 4 * size[1]), format="gray")
+        fine_grey = fine.to_ndarray()
+        contrast = float(fine_grey.std()) + 1.0
+        sharpness = float(cv2.Laplacian(fine_grey, cv2.CV_32F).std()) / contrast
+        motion = 0.0
+        if before is not None and before.shape == grey.shape:
+            field = flow.calc(before, grey, None)  # type: ignore[call-overload]
+            motion = float(np.median(np.hypot(field[..., 0], field[..., 1]))) / size[0]
+        before = grey
+        yield Glance(float(frame.time or 0.0), sharpness, motion)
+
+
+def _write_frames(path: Path, chosen: Sequence[int], times: Sequence[float], folder: Path) -> list[dict[str, Any]]:
+    from PIL import Image
+
+    wanted = dict(zip(chosen, times, strict=True))
+    written = []
+    for index, (frame, turns) in enumerate(_frames(path)):
+        if index not in wanted:
+            continue
+        pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+        name = f"frame_{index:06d}.jpg"
+        Image.fromarray(pixels).save(folder / name, quality=_QUALITY, subsampling=0)
+        height, width = pixels.shape[:2]
+        written.append({"name": name, "width": width, "height": height, "time": wanted[index]})
+        if len(written) == len(wanted):
+            break
+    return written
+
+
+def _frames(path: Path) -> Iterator[tuple[Any, int]]:
+    """Decoded frames, and how many quarter turns to the left set them upright."""
+    import av
+    import av.error
+
+    try:
+        with av.open(str(path), mode="r", options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                raise InputError(f"{path.name} has no video stream; expected a film of the scene")
+            stream = container.streams.video[0]
+            size = stream.codec_context.width, stream.codec_context.height
+            if size[0] * size[1] > MAX_PIXELS // 4 or max(size) > MAX_SIDE:
+                raise InputError(f"{path.name} is {size[0]} x {size[1]}; make it smaller")
+            stream.thread_type = "AUTO"
+            count = 0
+            try:
+                for frame in container.decode(stream):
+                    yield frame, round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+                    count += 1
+                    if count >= _MAX_SCANNED:
+                        return
+            except av.error.FFmpegError as error:
+                if count == 0:
+                    raise InputError(f"{path.name} cannot be decoded: {error}") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{path.name} is no video that can be read: {error}") from error
