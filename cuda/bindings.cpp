@@ -7,10 +7,15 @@
 namespace nb = nanobind;
 
 NB_MODULE(MAQUETTE_MODULE, m) {
+    // Workspaces kept for reuse live until the interpreter ends; nanobind would list them on the console as leaks.
+    nb::set_leak_warnings(false);
     m.def("set_threads", &maquette::set_threads, nb::arg("count"),
           "Number of threads the kernels use, the calling one included.");
     m.def("threads", &maquette::threads);
     maquette::bind_adam(m);
     maquette::bind_photometric_loss(m);
+    maquette::bind_splat_blend(m);
     maquette::bind_splat_project(m);
+    maquette::bind_splat_update(m);
+    maquette::bind_tsdf(m);
 }

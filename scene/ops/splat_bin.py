@@ -45,7 +45,7 @@ class Bins:
         if self.handle is None:
             assert self.tensors is not None
             return self.tensors
-        order, offsets, splats, masks = self.handle.lists()
+        order, offsets, splats, masks = (torch.from_numpy(part) for part in self.handle.lists())
         return order, offsets, splats, masks
 
 
@@ -65,7 +65,7 @@ def bin_splats(projected: Projected, width: int, height: int) -> Bins:
     """
     check_splats(projected, width, height)
     fields = (projected.means2d, projected.conics, projected.opacities, projected.depths, projected.extents)
-    if not native.has(projected.means2d.device) or not hasattr(native.cpu(), "SplatBins"):
+    if not native.has(projected.means2d.device):
         return bin_splats_reference(projected, width, height)
     handle = native.cpu().SplatBins()
     handle.build(*(field.detach().to(torch.float32).contiguous() for field in fields), width, height)

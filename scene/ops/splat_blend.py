@@ -80,9 +80,7 @@ def blend(
     if absgrad is not None and tuple(absgrad.shape) != (count, 2):
         raise ValueError(f"absgrad must be [{count}, 2], got {tuple(absgrad.shape)}")
     if bins.handle is None:
-        if absgrad is not None:
-            raise ValueError("absgrad is not offered by the reference backend; use the mean gradient instead")
-        return blend_reference(projected, bins, background, with_geometry=with_geometry)
+        return blend_reference(projected, bins, background, with_geometry=with_geometry, absgrad=absgrad)
     splats = (projected.means2d, projected.conics, projected.opacities, projected.colors)
     geometry = (projected.depths, projected.normals) if with_geometry else (None, None)
     if background is not None:
@@ -92,22 +90,27 @@ def blend(
 
 
 def blend_reference(
-    projected: Projected, bins: Bins, background: Tensor | None = None, *, with_geometry: bool = False
+    projected: Projected,
+    bins: Bins,
+    background: Tensor | None = None,
+    *,
+    with_geometry: bool = False,
+    absgrad: Tensor | None = None,
 ) -> Blended:
     """The same in plain torch, a tile at a time: the oracle and the fallback."""
     _, offsets, splats, _ = bins.lists()
     columns, rows = tile_grid(bins.width, bins.height)
-    channels = 9 if with_geometry else 4
+    if absgrad is not None:
+        absgrad.zero_()
     strips = []
     for row in range(rows):
         tiles = []
         for column in range(columns):
             tile = row * columns + column
             listed = splats[int(offsets[tile]) : int(offsets[tile + 1])]
-            tiles.append(_blend_tile(projected, listed, column * TILE, row * TILE, with_geometry))
+            tiles.append(_blend_tile(projected, listed, column * TILE, row * TILE, with_geometry, absgrad))
         strips.append(torch.cat(tiles, dim=1))
     image = torch.cat(strips, dim=0)[: bins.height, : bins.width]
-    assert image.shape[2] == channels
     transmittance = image[..., 3]
     rgb = image[..., :3]
     if background is not None:
@@ -117,13 +120,18 @@ def blend_reference(
     return Blended(rgb, 1 - transmittance, image[..., 4], image[..., 5:8], image[..., 8].detach())
 
 
-def _blend_tile(projected: Projected, listed: Tensor, left: int, top: int, with_geometry: bool) -> Tensor:
+def _blend_tile(
+    projected: Projected, listed: Tensor, left: int, top: int, with_geometry: bool, absgrad: Tensor | None
+) -> Tensor:
     """[16, 16, 4 or 9]: sums of w c, final T and, where asked, sums of w z and w n, and the median depth."""
     like = projected.means2d
     xy = torch.arange(TILE, device=like.device, dtype=like.dtype) + 0.5
     y, x = torch.meshgrid(xy + top, xy + left, indexing="ij")
     mean, conic, opacity = projected.means2d[listed], projected.conics[listed], projected.opacities[listed]
     dx, dy = mean[:, 0] - x[..., None], mean[:, 1] - y[..., None]  # [16, 16, n]
+    if absgrad is not None and dx.requires_grad:
+        _sum_absolute_gradient(dx, absgrad[:, 0], listed)
+        _sum_absolute_gradient(dy, absgrad[:, 1], listed)
     power = 0.5 * (conic[:, 0] * dx**2 + conic[:, 2] * dy**2) + conic[:, 1] * dx * dy
     alpha = (opacity * torch.exp(-power)).clamp(max=MAX_ALPHA)
     alpha = torch.where(alpha >= MIN_ALPHA, alpha, torch.zeros_like(alpha))
@@ -140,6 +148,15 @@ def _blend_tile(projected: Projected, listed: Tensor, left: int, top: int, with_
     crosses = (before >= 0.5) & (after < 0.5)
     geometry = [weights @ z[:, None], weights @ projected.normals[listed], (crosses * z).sum(-1, keepdim=True)]
     return torch.cat([rgb, final, *geometry], dim=-1)
+
+
+def _sum_absolute_gradient(offsets: Tensor, total: Tensor, listed: Tensor) -> None:
+    """Adds the gradient of offsets [16, 16, n], absolute at every pixel, to total[listed] when backward comes by."""
+
+    def add(v_offsets: Tensor) -> None:
+        total.index_add_(0, listed, v_offsets.abs().sum((0, 1)))
+
+    offsets.register_hook(add)
 
 
 class _Lease:

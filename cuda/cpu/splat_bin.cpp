@@ -1,0 +1,188 @@
+#include "cpu/splat_bin.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "cpu/bindings.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace maquette {
+namespace {
+
+constexpr int kBandsPerTile = kTile / kBlock;
+
+// The region alpha >= 1/255 of a splat: xx dx^2 + 2 xy dx dy + yy dy^2 <= t, t = 2 ln(255 opacity), grown a little so
+// that rounding never loses a pixel. On the line dy the ellipse spans dx = slope dy +- half_row sqrt(1 - (dy / ey)^2).
+struct Ellipse {
+    float x, y, ex, ey;      // centre and half extents, px
+    float slope, half_row;   // see above
+    float dy_right;          // where dx is largest; smallest at -dy_right
+    int x0, x1, y0, y1;      // pixels whose centres lie in the box, cut to the image
+
+    // False when it touches no pixel, or is no ellipse (NaN included).
+    bool make(const SplatShapes& splats, std::uint32_t i, int width, int height) {
+        const float t = 2.0f * std::log(255.0f * splats.opacities[i]);
+        const float xx = splats.conics[3 * i], xy = splats.conics[3 * i + 1], yy = splats.conics[3 * i + 2];
+        if (!(t >= 0 && xx > 0 && yy > 0 && xx * yy > 0 && std::isfinite(t + xx + xy + yy))) return false;
+        x = splats.means2d[2 * i], y = splats.means2d[2 * i + 1];
+        ex = grown(splats.extents[2 * i]), ey = grown(splats.extents[2 * i + 1]);
+        slope = -xy / xx;
+        half_row = grown(std::sqrt(t / xx));
+        dy_right = -xy / yy * ex;
+        return inside(x, ex, width, x0, x1) && inside(y, ey, height, y0, y1) && std::isfinite(splats.depths[i]);
+    }
+
+  private:
+    static float grown(float length) { return length * 1.0001f + 0.01f; }
+
+    // Pixels of [0, size) with centres in centre +- half; false when there is none or a number is NaN.
+    static bool inside(float centre, float half, int size, int& first, int& last) {
+        const float from = std::max(centre - half - 0.5f, 0.0f), to = std::min(centre + half - 0.5f, float(size - 1));
+        if (!(from <= to) || std::isnan(centre + half)) return false;
+        first = int(std::ceil(from)), last = int(std::floor(to));
+        return first <= last;
+    }
+};
+
+// First and last block column that the ellipse touches in each of Floats::count bands of four pixel rows.
+struct BandSpans {
+    std::int32_t first[Floats::count], last[Floats::count];  // last < first: none
+
+    void make(const Ellipse& e, int band) {
+        const Floats top = Floats(float(band * kBlock)) + Floats(float(kBlock)) * lane_index();
+        const Floats low = maximum(maximum(top, Floats(float(e.y0))) + Floats(0.5f - e.y), Floats(-e.ey));
+        const Floats high = minimum(minimum(top + Floats(kBlock - 1.0f), Floats(float(e.y1))) + Floats(0.5f - e.y), Floats(e.ey));
+        const auto touched = low <= high;
+        const Floats right = edge(e, low, high, 1.0f), left = edge(e, low, high, -1.0f);
+        // Truncation is floor for what is >= 0, and one more than it is ceil but at whole numbers; the ellipse was
+        // grown, so no pixel centre is lost there. What lies off the box is cut to it.
+        const Floats from = minimum(maximum(left + Floats(e.x + 0.5f), Floats(float(e.x0))), Floats(e.x1 + 1.0f));
+        const Floats to = minimum(maximum(right + Floats(e.x + 0.5f), Floats(float(e.x0))), Floats(e.x1 + 1.0f));
+        using Bits = Floats::Bits;
+        const Bits first_pixel = __builtin_convertvector(from.v, Bits);
+        const Bits last_pixel = __builtin_convertvector(to.v, Bits) - 1;
+        const Bits hit = touched.m & (Bits)(first_pixel <= last_pixel);
+        const Bits first_block = hit ? first_pixel >> 2 : Bits{} + std::numeric_limits<std::int32_t>::max();
+        const Bits last_block = hit ? last_pixel >> 2 : Bits{} - 1;
+        std::memcpy(first, &first_block, sizeof first);
+        std::memcpy(last, &last_block, sizeof last);
+    }
+
+  private:
+    static Floats lane_index() {
+        alignas(64) float index[Floats::count];
+        for (int i = 0; i < Floats::count; ++i) index[i] = float(i);
+        return Floats::load(index);
+    }
+
+    // Largest (side 1) or smallest (side -1) dx of the ellipse within low <= dy <= high.
+    static Floats edge(const Ellipse& e, Floats low, Floats high, float side) {
+        const Floats dy = minimum(maximum(Floats(side * e.dy_right), low), high);
+        const Floats part = dy * Floats(1.0f / e.ey);
+        const Floats root = sqrt(maximum(Floats(1.0f) - part * part, Floats(0.0f)));
+        return Floats(e.slope) * dy + Floats(side * e.half_row) * root;
+    }
+};
+
+// The blocks of tile column `column` among the four bands of a tile row.
+std::uint32_t block_mask(const std::int32_t* first, const std::int32_t* last, int column) {
+    std::uint32_t mask = 0;
+    for (int band = 0; band < kBandsPerTile; ++band) {
+        const int from = std::max(first[band] - 4 * column, 0), to = std::min(last[band] - 4 * column, 3);
+        if (from <= to) mask |= ((2u << to) - (1u << from)) << (4 * band);
+    }
+    return mask;
+}
+
+}  // namespace
+
+void SplatBins::list_chunk(const SplatShapes& splats, int chunk) {
+    std::vector<Pair>& pairs = chunk_pairs_[chunk];
+    std::uint32_t* counts = chunk_counts_.data() + std::size_t(chunk) * tiles();
+    std::memset(counts, 0, std::size_t(tiles()) * sizeof counts[0]);
+    pairs.clear();
+    Ellipse ellipse;
+    BandSpans spans;
+    for (std::uint32_t rank = chunk_begin(chunk); rank < chunk_begin(chunk + 1); ++rank) {
+        slot_begin_[rank] = std::uint32_t(pairs.size());  // within the chunk, for now
+        if (!ellipse.make(splats, order_[rank], width_, height_)) continue;
+        const int last_row = ellipse.y1 / kTile;
+        for (int row = ellipse.y0 / kTile; row <= last_row; ++row) {
+            const int lane = (row - ellipse.y0 / kTile) * kBandsPerTile % Floats::count;
+            if (lane == 0) spans.make(ellipse, row * kBandsPerTile);
+            const std::int32_t *first = spans.first + lane, *last = spans.last + lane;
+            const int from = std::min(std::min(first[0], first[1]), std::min(first[2], first[3])) / 4;
+            const int to = std::max(std::max(last[0], last[1]), std::max(last[2], last[3])) >> 2;
+            for (int column = from; column <= to; ++column) {
+                const std::uint32_t mask = block_mask(first, last, column);
+                if (!mask) continue;
+                const std::uint32_t tile = std::uint32_t(row * columns_ + column);
+                pairs.push_back({tile, rank, mask});
+                ++counts[tile];
+            }
+        }
+    }
+}
+
+void SplatBins::place_chunk(int chunk) {
+    std::uint32_t* places = chunk_counts_.data() + std::size_t(chunk) * tiles();
+    std::uint32_t slot = 0;
+    for (int before = 0; before < chunk; ++before) slot += std::uint32_t(chunk_pairs_[before].size());
+    for (std::uint32_t rank = chunk_begin(chunk); rank < chunk_begin(chunk + 1); ++rank) slot_begin_[rank] += slot;
+    for (const Pair& pair : chunk_pairs_[chunk]) items_[places[pair.tile]++] = {pair.rank, slot++, pair.mask};
+}
+
+// Longest list first: the last tiles to be taken are short ones, so all threads end together.
+void SplatBins::make_schedule() {
+    std::uint64_t* keys = schedule_keys_.resize(tiles());
+    for (int tile = 0; tile < tiles(); ++tile)
+        keys[tile] = std::uint64_t(~(tile_begin_[tile + 1] - tile_begin_[tile])) << 32 | std::uint32_t(tile);
+    std::sort(keys, keys + tiles());
+    std::uint32_t* schedule = schedule_.resize(tiles());
+    for (int tile = 0; tile < tiles(); ++tile) schedule[tile] = std::uint32_t(keys[tile]);
+}
+
+std::int64_t SplatBins::build(const SplatShapes& splats, int width, int height) {
+    if (width < 1 || height < 1 || width > 1 << 16 || height > 1 << 16)
+        throw std::invalid_argument("image sides must be between 1 and 65536 pixels");
+    if (splats.count >= std::int64_t(1) << 31) throw std::invalid_argument("at most 2^31 splats can be binned at once");
+    width_ = width, height_ = height;
+    columns_ = (width + kTile - 1) / kTile, rows_ = (height + kTile - 1) / kTile;
+    count_ = splats.count;
+    sort_.sort_indices(splats.depths, std::uint32_t(count_), order_.resize(count_));
+    slot_begin_.resize(count_ + 1);
+    chunk_counts_.resize(std::size_t(kChunks) * tiles());
+    parallel_tasks(kChunks, [&](std::int64_t chunk, int) { list_chunk(splats, int(chunk)); });
+
+    pairs_ = 0;
+    for (const auto& pairs : chunk_pairs_) pairs_ += std::int64_t(pairs.size());
+    if (pairs_ >= std::numeric_limits<std::uint32_t>::max())
+        throw std::length_error("more than 2^32 pairs of tile and splat; render a smaller image or fewer splats");
+    slot_begin_[count_] = std::uint32_t(pairs_);
+    items_.resize(pairs_);
+    std::uint32_t place = 0, *begin = tile_begin_.resize(tiles() + 1);
+    for (int tile = 0; tile < tiles(); ++tile) {
+        begin[tile] = place;
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+            std::uint32_t& entry = chunk_counts_[std::size_t(chunk) * tiles() + tile];
+            const std::uint32_t here = entry;
+            entry = place;
+            place += here;
+        }
+    }
+    begin[tiles()] = place;
+    parallel_tasks(kChunks, [&](std::int64_t chunk, int) { place_chunk(int(chunk)); });
+    make_schedule();
+    return pairs_;
+}
+
+void SplatBins::poison() {
+    chunk_counts_.poison(), order_.poison(), tile_begin_.poison(), slot_begin_.poison(), schedule_.poison();
+    schedule_keys_.poison(), items_.poison();
+}
+
+}  // namespace maquette

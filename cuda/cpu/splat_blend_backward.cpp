@@ -1,0 +1,138 @@
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/parallel.h"
+#include "cpu/splat_blend.h"
+#include "cpu/splat_blend_tile.h"
+
+namespace maquette {
+namespace {
+
+constexpr int kPrefetch = 8;  // items ahead whose records are fetched
+enum { kT, kBehind, kRed, kGreen, kBlue, kZ, kNormalX, kNormalY, kNormalZ, kPlanes };
+
+using Planes = float[kPlanes][kBlockPixels];
+
+template <bool kGeometry>
+MQ_INLINE PixelGradient<Floats> load_pixels(const Planes& planes, int part) {
+    const auto plane = [&](int i) { return Floats::load(planes[i] + part * Floats::count); };
+    PixelGradient<Floats> pixels;
+    pixels.transmittance = plane(kT), pixels.behind = plane(kBehind);
+    pixels.v_red = plane(kRed), pixels.v_green = plane(kGreen), pixels.v_blue = plane(kBlue);
+    if constexpr (kGeometry) {
+        pixels.v_z = plane(kZ);
+        pixels.v_normal_x = plane(kNormalX), pixels.v_normal_y = plane(kNormalY), pixels.v_normal_z = plane(kNormalZ);
+    }
+    return pixels;
+}
+
+// Upstream gradients of the tile's pixels, and what all of a pixel's light, the background's included, is worth:
+// v_rgb . rgb + v_depth depth + v_normal . normal - v_alpha (1 - alpha).
+template <bool kGeometry>
+void read_images(const TileFrame& frame, const BlendImages<const float>& images, const BlendUpstream<float>& upstream,
+                 Planes* planes) {
+    std::memset(planes, 0, sizeof(Planes) * kTileBlocks);
+    for (int block = 0; block < kTileBlocks; ++block)
+        for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
+            if (!frame.inside(block, pixel)) continue;  // T = 0 there: nothing is blended
+            const std::int64_t at = frame.offset(block, pixel);
+            float behind = 0;
+            const auto put = [&](int plane, const float* v, const float* value, std::int64_t i) {
+                planes[block][plane][pixel] = v[i];
+                behind += v[i] * value[i];
+            };
+            for (int k = 0; k < 3; ++k) put(kRed + k, upstream.rgb, images.rgb, 3 * at + k);
+            if (kGeometry && upstream.depth) put(kZ, upstream.depth, images.depth, at);
+            if (kGeometry && upstream.normal)
+                for (int k = 0; k < 3; ++k) put(kNormalX + k, upstream.normal, images.normal, 3 * at + k);
+            if (upstream.alpha) behind -= upstream.alpha[at] * (1.0f - images.alpha[at]);
+            planes[block][kT][pixel] = 1.0f;
+            planes[block][kBehind][pixel] = behind;
+        }
+}
+
+template <bool kGeometry, bool kAbsgrad>
+constexpr int sum_count() {
+    return kGeometry ? int(kWNormalZ) + 1 : kAbsgrad ? int(kAbsY) + 1 : int(kWBlue) + 1;
+}
+
+// Sums of one splat over the pixels of the blocks in `mask`, to its slot.
+template <bool kGeometry, bool kAbsgrad>
+MQ_INLINE void blend_blocks(const SplatRecord<float>& splat, std::uint32_t mask, const TileFrame& frame,
+                            Planes* planes, float* slot) {
+    constexpr int kSums = sum_count<kGeometry, kAbsgrad>();
+    Floats sums[kSums];
+    for (Floats& sum : sums) sum = Floats(0.0f);
+    for (; mask; mask &= mask - 1) {
+        const int block = __builtin_ctz(mask);
+        for (int part = 0; part < kParts; ++part) {
+            const int lane = part * Floats::count;
+            const Floats dx = Floats(splat.mean_x) - Floats::load(frame.x[block] + lane);
+            const Floats dy = Floats(splat.mean_y) - Floats::load(frame.y[block] + lane);
+            PixelGradient<Floats> pixels = load_pixels<kGeometry>(planes[block], part);
+            add_gradient<kGeometry, kAbsgrad>(sums, pixels, splat, dx, dy, exp2(log2_alpha(splat, dx, dy)));
+            pixels.transmittance.store(planes[block][kT] + lane);
+            pixels.behind.store(planes[block][kBehind] + lane);
+        }
+    }
+    store_sums<kSums>(sums, slot);
+}
+
+}  // namespace
+
+template <bool kGeometry, bool kAbsgrad>
+void SplatBlend::backward_tile(const SplatBins& bins, int tile, const BlendImages<const float>& images,
+                               const BlendUpstream<float>& upstream) {
+    const TileFrame frame(bins, tile);
+    alignas(64) Planes planes[kTileBlocks];
+    read_images<kGeometry>(frame, images, upstream, planes);
+    const std::uint32_t begin = bins.tile_begin()[tile], end = bins.tile_begin()[tile + 1];
+    const std::uint32_t* block_end = block_end_.data() + std::size_t(tile) * kTileBlocks;
+    std::uint32_t live = 0, next_end = 0;
+    for (std::uint32_t i = begin; i < end; ++i) {
+        if (i == begin || i >= next_end) {  // some block has stopped
+            live = 0, next_end = end;
+            for (int block = 0; block < kTileBlocks; ++block)
+                if (i < block_end[block]) live |= 1u << block, next_end = std::min(next_end, block_end[block]);
+        }
+        if (i + kPrefetch < end) __builtin_prefetch(&records_[bins.items()[i + kPrefetch].rank]);
+        const TileItem item = bins.items()[i];
+        float* slot = slots_.data() + std::size_t(item.slot) * kSplatSums;
+        if (item.mask & live)
+            blend_blocks<kGeometry, kAbsgrad>(records_[item.rank], item.mask & live, frame, planes, slot);
+        else
+            std::memset(slot, 0, kSplatSums * sizeof slot[0]);
+    }
+}
+
+// The pairs of a splat stand side by side and are summed in that order, whichever threads wrote them.
+void SplatBlend::sum_slots(const SplatBins& bins, const BlendGradients<float>& gradients) {
+    parallel_ranges(bins.count(), 2048, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t rank = begin; rank < end; ++rank) {
+            Floats total[kSplatSums / Floats::count];
+            for (Floats& part : total) part = Floats(0.0f);
+            for (std::uint32_t slot = bins.slot_begin()[rank]; slot < bins.slot_begin()[rank + 1]; ++slot)
+                for (int part = 0; part < kSplatSums / Floats::count; ++part)
+                    total[part] += Floats::load(&slots_[std::size_t(slot) * kSplatSums + part * Floats::count]);
+            float placed[kSplatSums], sums[kSplatSums];
+            std::memcpy(placed, total, sizeof placed);
+            for (int k = 0; k < kSplatSums; ++k) sums[k] = placed[sum_place(k)];
+            put_gradient(gradients, bins.order()[rank], records_[rank], sums);
+        }
+    });
+}
+
+void SplatBlend::backward(const SplatBins& bins, const BlendImages<const float>& images,
+                          const BlendUpstream<float>& upstream, const BlendGradients<float>& gradients) {
+    slots_.resize(std::size_t(bins.pairs()) * kSplatSums);
+    parallel_tasks(bins.tiles(), [&](std::int64_t task, int) {
+        const int tile = int(bins.schedule()[task]);
+        if (gradients.depths && gradients.abs_means2d) backward_tile<true, true>(bins, tile, images, upstream);
+        else if (gradients.depths) backward_tile<true, false>(bins, tile, images, upstream);
+        else if (gradients.abs_means2d) backward_tile<false, true>(bins, tile, images, upstream);
+        else backward_tile<false, false>(bins, tile, images, upstream);
+    });
+    sum_slots(bins, gradients);
+}
+
+}  // namespace maquette

@@ -1,0 +1,140 @@
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/parallel.h"
+#include "cpu/splat_blend.h"
+#include "cpu/splat_blend_tile.h"
+
+namespace maquette {
+namespace {
+
+constexpr int kChunk = 128;       // items whose records are copied side by side: 8 KB of the first-level cache
+constexpr int kStopInterval = 8;  // items between two looks at whether a block still lets light through
+enum { kT, kRed, kGreen, kBlue, kZ, kNormalX, kNormalY, kNormalZ, kMedian, kPlanes };
+
+using Planes = float[kPlanes][kBlockPixels];
+
+template <bool kGeometry>
+MQ_INLINE PixelSums<Floats> load_pixels(const Planes& planes, int part) {
+    const auto plane = [&](int i) { return Floats::load(planes[i] + part * Floats::count); };
+    PixelSums<Floats> pixels;
+    pixels.transmittance = plane(kT), pixels.red = plane(kRed), pixels.green = plane(kGreen), pixels.blue = plane(kBlue);
+    if constexpr (kGeometry) {
+        pixels.z = plane(kZ), pixels.median_depth = plane(kMedian);
+        pixels.normal_x = plane(kNormalX), pixels.normal_y = plane(kNormalY), pixels.normal_z = plane(kNormalZ);
+    }
+    return pixels;
+}
+
+template <bool kGeometry>
+MQ_INLINE void store_pixels(const PixelSums<Floats>& pixels, Planes& planes, int part) {
+    const auto put = [&](int i, Floats value) { value.store(planes[i] + part * Floats::count); };
+    put(kT, pixels.transmittance), put(kRed, pixels.red), put(kGreen, pixels.green), put(kBlue, pixels.blue);
+    if constexpr (kGeometry) {
+        put(kZ, pixels.z), put(kMedian, pixels.median_depth);
+        put(kNormalX, pixels.normal_x), put(kNormalY, pixels.normal_y), put(kNormalZ, pixels.normal_z);
+    }
+}
+
+// Blends the listed records into Floats::count pixels held in registers. Returns how many records were visited: all, or
+// fewer when no pixel lets light through any more.
+template <bool kGeometry>
+int blend_part(Planes& planes, int part, const SplatRecord<float>* records, const std::uint32_t* list, int count,
+               const float* x, const float* y) {
+    const Floats px = Floats::load(x + part * Floats::count), py = Floats::load(y + part * Floats::count);
+    PixelSums<Floats> pixels = load_pixels<kGeometry>(planes, part);
+    int i = 0;
+    while (i < count && any_at_least(pixels.transmittance, float(kMinTransmittance))) {
+        for (const int pause = std::min(i + kStopInterval, count); i < pause; ++i) {
+            const SplatRecord<float>& splat = records[list[i]];
+            const Floats dx = Floats(splat.mean_x) - px, dy = Floats(splat.mean_y) - py;
+            add_splat<kGeometry>(pixels, splat, exp2(log2_alpha(splat, dx, dy)));
+        }
+    }
+    store_pixels<kGeometry>(pixels, planes, part);
+    return any_at_least(pixels.transmittance, float(kMinTransmittance)) ? count : i;
+}
+
+template <bool kGeometry>
+void write_images(const TileFrame& frame, const Planes* planes, const float* background,
+                  const BlendImages<float>& images) {
+    for (int block = 0; block < kTileBlocks; ++block)
+        for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
+            if (!frame.inside(block, pixel)) continue;
+            const std::int64_t at = frame.offset(block, pixel);
+            const auto value = [&](int plane) { return planes[block][plane][pixel]; };
+            for (int k = 0; k < 3; ++k) images.rgb[3 * at + k] = value(kRed + k) + value(kT) * background[k];
+            images.alpha[at] = 1.0f - value(kT);
+            if constexpr (kGeometry) {
+                images.depth[at] = value(kZ), images.median_depth[at] = value(kMedian);
+                for (int k = 0; k < 3; ++k) images.normal[3 * at + k] = value(kNormalX + k);
+            }
+        }
+}
+
+}  // namespace
+
+// Records in depth order: the lists of the tiles then read them with rising addresses, one cache line each.
+void SplatBlend::pack(const SplatBins& bins, const BlendSplats<float>& splats) {
+    SplatRecord<float>* records = records_.resize(bins.count());
+    parallel_ranges(bins.count(), 2048, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t rank = begin; rank < end; ++rank) set_record(records[rank], splats, bins.order()[rank]);
+    });
+}
+
+template <bool kGeometry>
+void SplatBlend::forward_tile(const SplatBins& bins, int tile, const float* background,
+                              const BlendImages<float>& images) {
+    const TileFrame frame(bins, tile);
+    alignas(64) Planes planes[kTileBlocks];
+    alignas(64) SplatRecord<float> records[kChunk];
+    alignas(64) std::uint32_t masks[kChunk], list[kChunk + 16];
+    for (int block = 0; block < kTileBlocks; ++block)
+        for (int plane = 0; plane < kPlanes; ++plane)
+            for (int pixel = 0; pixel < kBlockPixels; ++pixel)
+                planes[block][plane][pixel] = plane == kT && frame.inside(block, pixel) ? 1.0f : 0.0f;
+
+    const std::uint32_t begin = bins.tile_begin()[tile], end = bins.tile_begin()[tile + 1];
+    std::uint32_t* block_end = block_end_.data() + std::size_t(tile) * kTileBlocks;
+    std::fill(block_end, block_end + kTileBlocks, end);
+    std::uint32_t live = 0xffff;
+    for (std::uint32_t chunk = begin; chunk < end && live; chunk += kChunk) {
+        const int count = int(std::min<std::uint32_t>(end - chunk, kChunk));
+        for (int i = 0; i < count; ++i) {
+            records[i] = records_[bins.items()[chunk + i].rank];
+            masks[i] = bins.items()[chunk + i].mask;
+        }
+        for (std::uint32_t left = live; left; left &= left - 1) {
+            const int block = __builtin_ctz(left);
+            const int listed = indices_with_bit(masks, count, block, list);
+            int visited = 0;
+            for (int part = 0; part < kParts; ++part)
+                visited = std::max(visited, blend_part<kGeometry>(planes[block], part, records, list, listed,
+                                                                  frame.x[block], frame.y[block]));
+            if (visited < listed) {
+                live &= ~(1u << block);
+                block_end[block] = chunk + list[visited];
+            }
+        }
+    }
+    write_images<kGeometry>(frame, planes, background, images);
+}
+
+void SplatBlend::forward(const SplatBins& bins, const BlendSplats<float>& splats, const float* background,
+                         const BlendImages<float>& images) {
+    pack(bins, splats);
+    block_end_.resize(std::size_t(bins.tiles()) * kTileBlocks);
+    const float black[3] = {0, 0, 0};
+    const float* behind = background ? background : black;
+    parallel_tasks(bins.tiles(), [&](std::int64_t task, int) {
+        const int tile = int(bins.schedule()[task]);
+        if (images.depth) forward_tile<true>(bins, tile, behind, images);
+        else forward_tile<false>(bins, tile, behind, images);
+    });
+}
+
+void SplatBlend::poison() {
+    records_.poison(), block_end_.poison(), slots_.poison();
+}
+
+}  // namespace maquette
