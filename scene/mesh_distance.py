@@ -29,7 +29,7 @@ class Box:
 
     def holds(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """[P] which points lie in it, its faces included."""
-        return ((points >= np.array(self.low)) & (points <= np.array(self.high))).all(axis=1)
+        return np.all((points >= np.array(self.low)) & (points <= np.array(self.high)), axis=1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def point_to_mesh(points: NDArray[np.float64], mesh: Mesh) -> NDArray[np.float64
     """[P] exact distance of each point to the nearest triangle."""
     centre = mesh.vertices[mesh.faces[:, 0]].mean(axis=0)  # the library works in float32
     scene = _raycasting_scene(mesh, centre)
-    return scene.compute_distance((points - centre).astype(np.float32)).numpy().astype(np.float64)
+    return scene.compute_distance(_float_tensor(points - centre)).numpy().astype(np.float64)
 
 
 def visible(points: NDArray[np.float64], mesh: Mesh, cameras: Sequence[Camera], *, least: int = 1) -> NDArray[np.bool_]:
@@ -96,7 +96,7 @@ def visible(points: NDArray[np.float64], mesh: Mesh, cameras: Sequence[Camera], 
         away = points[inside] - eye
         distances = np.linalg.norm(away, axis=1)
         rays = np.concatenate([np.broadcast_to(eye - centre, away.shape), away / distances[:, None]], axis=1)
-        hits = scene.cast_rays(rays.astype(np.float32))["t_hit"].numpy()
+        hits = scene.cast_rays(_float_tensor(rays))["t_hit"].numpy()
         seen[np.flatnonzero(inside)[hits >= distances - slack]] += 1
     return seen >= least
 
@@ -145,14 +145,20 @@ def chamfer(
     )
 
 
-def _raycasting_scene(mesh: Mesh, centre: NDArray[np.float64]):  # noqa: ANN202 - open3d's type, imported lazily
+def _raycasting_scene(mesh: Mesh, centre: NDArray[np.float64]):
     import open3d as o3d
 
     if not len(mesh.faces):
         raise InputError("distances to an empty mesh were asked for")
     scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles((mesh.vertices - centre).astype(np.float32), mesh.faces.astype(np.uint32))
+    scene.add_triangles(_float_tensor(mesh.vertices - centre), o3d.core.Tensor(mesh.faces.astype(np.uint32)))
     return scene
+
+
+def _float_tensor(values: NDArray[np.float64]):
+    import open3d as o3d
+
+    return o3d.core.Tensor(np.ascontiguousarray(values, dtype=np.float32))
 
 
 def _project(camera: Camera, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
