@@ -130,9 +130,10 @@ def train(
     the CPU backend and without a time limit the outcome equals the unbroken run's bit for bit.
     Raises InputError when the capture has no cameras, Interrupted when `stop()` says so (after saving).
     """
+    began = time.monotonic()
     trainer = _restored(capture, config, resume) if resume else _fresh(capture, config)
+    began -= trainer.seconds
     last_save = last_report = time.monotonic()
-    began = time.monotonic() - trainer.seconds
     while (p := _progress(trainer, max_seconds)) < 1:
         _one_step(trainer, p)
         trainer.done += 1
