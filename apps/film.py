@@ -56,6 +56,14 @@ def load_scene(run: Run) -> Gaussians:
     return load_splats(run.folder / "scene.ply")
 
 
+def up_of(seen: RunCameras) -> tuple[float, float, float]:
+    """The scene's up direction; +Z where the source has none."""
+    if seen.up is None:
+        return (0.0, 0.0, 1.0)
+    x, y, z = seen.up.tolist()
+    return (x, y, z)
+
+
 def path_cameras(
     seen: RunCameras, path: str = "auto", frames: int | None = None, width: int | None = None
 ) -> list[Camera]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apps.console import JsonLines, Watcher, clock
-from apps.film import load_scene, path_cameras, pictures_along, write_film
+from apps.film import load_scene, path_cameras, pictures_along, up_of, write_film
 from apps.judge import judge
 from apps.options import ReconJob, parse_recon
 from apps.report import write_report
@@ -215,8 +215,7 @@ class _Work:
         except InputError as error:
             run.decide(f"No mesh: {error}")
             return
-        up = (0.0, 0.0, 1.0) if seen.up is None else tuple(seen.up.tolist())
-        save_mesh(run.folder / "mesh.glb", mesh, up=up)
+        save_mesh(run.folder / "mesh.glb", mesh, up=up_of(seen))
         facts = mesh.facts()
         run.add_metrics(mesh_faces=facts.faces, mesh_watertight=facts.watertight)
         run.finish("mesh", seconds=time.monotonic() - began, facts=dataclasses.asdict(facts))

@@ -1,0 +1,191 @@
+"""`maquette doctor`: what this installation computes with and why, whether it works, and what would make it faster."""
+
+from __future__ import annotations
+
+import ctypes.util
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from apps.options import Doctor, parse
+from scene.environment import commit, library_versions, system_facts, version
+
+LEAST_FREE_DISK = 2 << 30
+MARKS = {"good": "ok  ", "warn": "note", "bad": "BAD "}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding: good, something to know, or something broken."""
+
+    level: Literal["good", "warn", "bad"]
+    topic: str
+    sentence: str
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The `maquette doctor` command. Exit code 1 when something is broken."""
+    request = parse(Doctor, "doctor", arguments)
+    lines = examine()
+    if request.json:
+        facts = {"version": version(), "commit": commit(), **system_facts(), "libraries": library_versions()}
+        found: dict[str, Any] = {**facts, "findings": [dataclasses.asdict(line) for line in lines]}
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        for line in lines:
+            sys.stdout.write(f"{MARKS[line.level]}  {line.topic:10}  {line.sentence}\n")
+    if any(line.level == "bad" for line in lines):
+        raise SystemExit(1)
+
+
+def examine() -> list[Line]:
+    """All findings. A check that itself fails is a finding, not a traceback."""
+    lines = []
+    for topic, check in CHECKS.items():
+        try:
+            level, sentence = check()
+            lines.append(Line(level, topic, sentence))
+        except Exception as error:
+            lines.append(Line("bad", topic, f"this check failed with {type(error).__name__}: {error}"))
+    return lines
+
+
+Finding = tuple[Literal["good", "warn", "bad"], str]
+
+
+def _version() -> Finding:
+    return "good", f"Maquette {version()} {commit()}".rstrip() + f", Python {sys.version.split()[0]} on {sys.platform}"
+
+
+def _machine() -> Finding:
+    facts = system_facts()
+    memory = f"{facts['memory_mb'] / 1024:.1f} GB of memory" if "memory_mb" in facts else "memory unknown"
+    return "good", f"{facts.get('processor', facts['machine'])}, {facts['processors']} processors, {memory}"
+
+
+def _kernels() -> Finding:
+    import torch
+
+    from scene.ops import native
+
+    said = native.explain()
+    return ("good" if native.has(torch.device("cpu")) else "warn"), said
+
+
+def _libraries() -> Finding:
+    import importlib
+
+    broken = []
+    modules = ("torch", "numpy", "PIL", "pillow_heif", "pycolmap", "trimesh", "open3d", "fast_simplification")
+    for name in (*modules, "av", "cv2", "scipy", "safetensors"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken wheel fails in many ways, all worth telling
+            broken.append(f"{name} ({type(error).__name__}: {error})")
+    if broken:
+        return "bad", "cannot be imported: " + "; ".join(broken) + ". Install again with: make install"
+    return "good", ", ".join(f"{name} {number}" for name, number in library_versions().items())
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return "warn", f"{torch.cuda.get_device_name(0)}: found, not used; this version's kernels run on the CPU"
+    driver = ctypes.util.find_library("cuda") is not None or Path("/proc/driver/nvidia/version").exists()
+    if driver:
+        build = torch.version.cuda or "the CPU only"
+        return "warn", f"an NVIDIA driver is there, but torch was built for {build}; not used by this version"
+    return "good", "none found; not needed, everything runs on the CPU"
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    sentence = f"{free / (1 << 30):.1f} GB free in {Path.cwd()}"
+    return ("good", sentence) if free > LEAST_FREE_DISK else ("bad", sentence + "; a run needs up to 2 GB")
+
+
+def _folder() -> Finding:
+    from scene.runs import Run
+
+    with (
+        tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".maquette-doctor-") as folder,
+        Run.create(Path(folder) / "run", "gaussians", {}) as run,
+    ):
+        run.event("test")
+    return "good", "run folders can be made, locked and written here"
+
+
+def _film() -> Finding:
+    import av
+
+    av.Codec("libx264", "w")
+    return "good", "H.264 films can be written"
+
+
+def _self_test() -> Finding:
+    """Kernels against their plain-torch twin, on one small scene, forward and backward."""
+    import torch
+
+    from scene.cameras import Camera, look_at
+    from scene.gaussians import Gaussians
+    from scene.ops import native
+    from scene.rasterize import render
+
+    if not native.has(torch.device("cpu")):
+        return "warn", "no kernels to test; the plain-torch twin computes everything"
+    generator = torch.Generator().manual_seed(0)
+    xyz = torch.randn(400, 3, generator=generator)
+    rgb = torch.randint(0, 255, (400, 3), generator=generator).to(torch.uint8)
+    eye, target, up = torch.tensor([0.0, -4.0, 1.0]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])
+    K = torch.tensor([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
+    camera = Camera(K, look_at(eye, target, up), 80, 60)
+    weights = torch.randn(60, 80, 3, generator=generator)
+
+    def pass_through() -> tuple[torch.Tensor, torch.Tensor, float]:
+        scene = Gaussians.from_points(xyz, rgb, sh_degree=1)
+        scene.means.requires_grad_(True)
+        began = time.perf_counter()
+        shown = render(scene, camera).rgb
+        (shown * weights).sum().backward()
+        assert scene.means.grad is not None
+        return shown.detach(), scene.means.grad, time.perf_counter() - began
+
+    pass_through()
+    fast = pass_through()
+    before = os.environ.get("MAQUETTE_BACKEND")
+    os.environ["MAQUETTE_BACKEND"] = "reference"
+    try:
+        slow = pass_through()
+    finally:
+        os.environ.pop("MAQUETTE_BACKEND")
+        if before is not None:
+            os.environ["MAQUETTE_BACKEND"] = before
+    image = float((fast[0] - slow[0]).abs().max())
+    gradient = float((fast[1] - slow[1]).norm() / slow[1].norm())
+    sentence = f"kernels against the twin: image {image:.1e}, gradients {gradient:.1e} apart; "
+    sentence += f"{slow[2] / fast[2]:.0f} times as fast"
+    # A pixel at a cut-off may flip between float orders, so a single value may differ by 1/255.
+    sound = image < 1e-2 and gradient < 1e-2
+    return ("good" if sound else "bad"), sentence
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "version": _version,
+    "machine": _machine,
+    "kernels": _kernels,
+    "gpu": _gpu,
+    "libraries": _libraries,
+    "disk": _disk,
+    "folder": _folder,
+    "film": _film,
+    "self test": _self_test,
+}
