@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.detect import read_source
 from data.frames import Frame, PointCloud, Source, rigid, tensor_up
-from data.images import MemoryPicture
+from data.images import MemoryPicture, decode_image
 from data.lens import Lens
 from data.photos import sorted_frames
 from data.store import ImageStore, Photo, Shot
@@ -192,7 +192,11 @@ def open_capture(
         )
     options = _Options(downscale, holdout, max_views, cache_mb)
     found = read_source(Path(source), workdir)
-    return _assemble(str(source), _selected(found, max_views), options)
+    try:
+        return _assemble(str(source), _selected(_without_empty_alpha(found), max_views), options)
+    except BaseException:
+        found.close()
+        raise
 
 
 def capture_of_pictures(
@@ -244,6 +248,26 @@ def _selected(source: Source, max_views: int | None) -> Source:
     kept = [in_order[i * len(in_order) // max_views] for i in range(max_views)]
     sentence = f"An even selection of {max_views} of {len(frames)} views was taken, as asked."
     return replace(source, frames=sorted_frames(kept), decisions=(*source.decisions, sentence))
+
+
+def _without_empty_alpha(source: Source) -> Source:
+    """Ignore alpha channels that hide nothing, as screenshots have: three pictures tell."""
+    frames = [frame for frame in source.frames if frame.has_alpha and frame.mask is None]
+    for i in {0, len(frames) // 2, len(frames) - 1} if frames else ():
+        try:
+            _, alpha = decode_image(frames[i].path)
+        except InputError:
+            continue
+        if alpha is not None and alpha.min() < 255:
+            return source
+    if not frames:
+        return source
+    opaque = {frame.name for frame in frames}
+    return replace(
+        source,
+        frames=tuple(replace(frame, has_alpha=False) if frame.name in opaque else frame for frame in source.frames),
+        decisions=(*source.decisions, "The alpha channel of its pictures hides nothing and is ignored."),
+    )
 
 
 def _assemble(name: str, source: Source, options: _Options) -> Capture:

@@ -120,6 +120,13 @@ def read_model(folder: Path) -> ColmapModel:
     return ColmapModel(lenses, tuple(kept), read_points(folder), tuple(bad))
 
 
+def read_lenses(folder: Path) -> list[Lens]:
+    """The lenses of cameras.bin or .txt in `folder`; none when there is neither."""
+    if (folder / "cameras.bin").is_file():
+        return list(_cameras_bin(folder / "cameras.bin", []).values())
+    return list(_cameras_txt(folder / "cameras.txt", []).values()) if (folder / "cameras.txt").is_file() else []
+
+
 def read_points(folder: Path) -> PointCloud | None:
     """points3D.bin or .txt in `folder`; None when there is neither or it is empty."""
     if (folder / "points3D.bin").is_file():

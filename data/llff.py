@@ -6,11 +6,12 @@ with a fifth column of height, width, focal length; rows go with the photos in t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.colmap import fit_lens, read_points
+from data.colmap import fit_lens, read_lenses, read_points
 from data.files import natural_key, photo_files
 from data.frames import Source, posed_frame, rigid
 from data.images import inspect_image
@@ -24,12 +25,14 @@ def read_llff(folder: Path) -> Source:
     table = read_poses_bounds(folder / "poses_bounds.npy")
     place, names = _photos(folder, len(table))
     masks = MaskFinder(place)
+    model = folder / "sparse" / "0"
+    lenses = read_lenses(model)
     frames, bad = [], []
     for name, row in zip(names, table, strict=True):
         try:
             facts = inspect_image(place / name)
             c2w, declared = parse_row(row, name)
-            lens, orientation = fit_lens(declared, facts, name)
+            lens, orientation = fit_lens(_distorting(declared, lenses), facts, name)
         except InputError as error:
             bad.append(str(error))
             continue
@@ -41,10 +44,12 @@ def read_llff(folder: Path) -> Source:
         )
     if not frames:
         raise InputError(f"no photo in {place} fits poses_bounds.npy: {'; '.join(bad[:5])}")
-    points = read_points(folder / "sparse" / "0")
+    points = read_points(model)
     decisions = [f"poses_bounds.npy: LLFF cameras of {len(frames)} photos in {place.name}/; none is estimated."]
     if points is not None:
         decisions.append(f"{len(points)} points from the COLMAP model that its cameras come from.")
+    if any(frame.lens is not None and frame.lens.distorts for frame in frames):
+        decisions.append("The distortion of its lens is that of the COLMAP model; poses_bounds.npy cannot hold it.")
     return Source("llff", sorted_frames(frames), points=points, decisions=(*decisions, *left_out(bad)))
 
 
@@ -70,6 +75,13 @@ def parse_row(row: np.ndarray, name: str) -> tuple[np.ndarray, Lens]:
     c2w = rigid(np.stack([right, down, -back, centre], axis=1), name)
     width, height = round(float(width)), round(float(height))
     return c2w, Lens("pinhole", width, height, float(focal), float(focal), width / 2, height / 2)
+
+
+def _distorting(lens: Lens, lenses: Sequence[Lens]) -> Lens:
+    """The lens of the COLMAP model the poses come from, where it is plainly the same one."""
+    if len(lenses) == 1 and (lenses[0].width, lenses[0].height) == (lens.width, lens.height):
+        return lenses[0] if abs(lenses[0].fx - lens.fx) < 1e-3 * lens.fx else lens
+    return lens
 
 
 def _photos(folder: Path, count: int) -> tuple[Path, list[str]]:

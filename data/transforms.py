@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from data.colmap import read_points
 from data.files import MAX_PHOTOS, PHOTO_SUFFIXES, inside, read_json
 from data.frames import GL_FROM_CV, Frame, PointCloud, Source, posed_frame, rigid
 from data.images import ImageFacts, inspect_image
 from data.lens import Lens
 from data.photos import MaskFinder, left_out, sorted_frames
+from data.ply import read_point_ply
 from scene.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -202,19 +206,19 @@ def _listed_test(content: Mapping[str, Any], frames: Mapping[str, Frame]) -> set
 
 
 def _points(folder: Path, content: Mapping[str, Any]) -> tuple[PointCloud | None, list[str]]:
-    """nerfstudio's points: its PLY, already in the frame of its cameras."""
-    name = content.get("ply_file_path")
-    if not isinstance(name, str):
-        return None, []
-    from data.ply import read_point_ply
-
+    """nerfstudio's points: its PLY, already in the frame of its cameras, or else those of the COLMAP model it was made
+    from, which `applied_transform` takes there."""
+    name, applied = content.get("ply_file_path"), content.get("applied_transform")
     try:
-        points = read_point_ply(inside(folder, name))
-    except InputError as error:
+        if isinstance(name, str):
+            points = read_point_ply(inside(folder, name))
+            return points, [f"{len(points)} points from {name}."]
+        if applied is None or (points := read_points(folder / "colmap" / "sparse" / "0")) is None:
+            return None, []
+        move = np.asarray(applied, dtype=np.float64)
+        if move.shape not in ((3, 4), (4, 4)) or not np.isfinite(move).all():
+            raise InputError("applied_transform should be a 3x4 matrix of finite numbers")
+    except (InputError, TypeError, ValueError) as error:
         return None, [f"Its points were left out: {error}."]
-    return points, [f"{len(points)} points from {name}."]
-
-
-def opengl_pose(c2w: np.ndarray) -> np.ndarray:
-    """The transform_matrix [4, 4] that these dialects write for an OpenCV `c2w`."""
-    return c2w @ GL_FROM_CV
+    xyz = points.xyz.double() @ torch.from_numpy(move[:3, :3]).T + torch.from_numpy(move[:3, 3])
+    return replace(points, xyz=xyz.float()), [f"{len(points)} points from its COLMAP model."]
