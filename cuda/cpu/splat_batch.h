@@ -20,7 +20,7 @@ struct SplatArrays {
     int rest;
 };
 
-// Gradients by the V visible splats' footprints; v_normals may be null.
+// Gradients by the V visible splats' footprints; depths and normals may be null.
 template <typename T>
 struct FootprintGradients {
     const T *means2d, *conics, *opacities, *colors, *depths, *normals;
@@ -136,7 +136,8 @@ MQ_INLINE void backward_batch(const View<L>& view, const Splat<L>& splat, const 
     load_rows<2>(v.means2d + 2 * first, valid, mean2d);
     load_rows<3>(v.conics + 3 * first, valid, conic);
     load_rows<1>(v.opacities + first, valid, &opacity);
-    load_rows<1>(v.depths + first, valid, &depth);
+    depth = zero;
+    if (v.depths) load_rows<1>(v.depths + first, valid, &depth);
     load_rows<3>(colors + 3 * first, valid, color);
     load_rows<3>(v.colors + 3 * first, valid, v_color);
 

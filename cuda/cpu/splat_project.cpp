@@ -256,7 +256,7 @@ void register_for(nb::module_& m) {
              In<T, -1, 3> sh_dc, In<T, -1, -1, 3> sh_rest, In<T, 4, 4> viewmat, double fx, double fy, double cx,
              double cy, int width, int height, double near, int degree, bool antialias, In<std::int32_t, -1> ids,
              In<T, -1, 3> colors, In<T, -1, 2> v_means2d, In<T, -1, 3> v_conics, In<T, -1> v_opacities,
-             In<T, -1, 3> v_colors, In<T, -1> v_depths, std::optional<In<T, -1, 3>> v_normals, Out<T, -1, 3> v_means,
+             In<T, -1, 3> v_colors, std::optional<In<T, -1>> v_depths, std::optional<In<T, -1, 3>> v_normals, Out<T, -1, 3> v_means,
              Out<T, -1, 4> v_quats, Out<T, -1, 3> v_log_scales, Out<T, -1> v_opacity_logits, Out<T, -1, 3> v_sh_dc,
              Out<T, -1, -1, 3> v_sh_rest, Out<T, 4, 4> v_viewmat) {
               const SplatArrays<T> splats = {means.data(),          quats.data(), log_scales.data(),
@@ -265,7 +265,7 @@ void register_for(nb::module_& m) {
               const ProjectSettings<T> settings = {viewmat.data(), fx,   fy,     cx,       cy, width,
                                                    height,         near, degree, antialias};
               const FootprintGradients<T> v = {v_means2d.data(), v_conics.data(), v_opacities.data(),
-                                               v_colors.data(),  v_depths.data(),
+                                               v_colors.data(),  v_depths ? v_depths->data() : nullptr,
                                                v_normals ? v_normals->data() : nullptr};
               const SplatGradientArrays<T> out = {v_means.data(),          v_quats.data(), v_log_scales.data(),
                                                   v_opacity_logits.data(), v_sh_dc.data(), v_sh_rest.data()};

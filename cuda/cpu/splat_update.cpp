@@ -120,13 +120,11 @@ void add_statistics(const StatisticsArrays& s, const std::int32_t* ids, std::int
 
 void update_splats(const SplatArrays<float>& splats, const ProjectSettings<float>& settings, std::int64_t visible,
                    const std::int32_t* ids, const float* colors, const FootprintGradients<float>& v,
-                   const Update& update, float* v_viewmat) {
+                   const Update& update) {
     const View<L> view = make_view(settings);
-    ViewPieces pieces(v_viewmat ? visible : 0);
     with_degree(settings.degree, [&](auto degree) {
         constexpr int Degree = decltype(degree)::value;
         parallel_ranges(visible, kPiece, [&](std::int64_t begin, std::int64_t end) {
-            ViewSum<L> sum;
             std::int32_t rows[L::count];
             Coefficients<Degree, L> sh;
             BatchGradient<Degree, L> gradient;
@@ -137,13 +135,10 @@ void update_splats(const SplatArrays<float>& splats, const ProjectSettings<float
                 backward_batch<Degree>(view, splat, sh, v, colors, first, valid, settings.antialias, update.pull,
                                        gradient);
                 update_batch<Degree>(gradient, update, rows, valid);
-                sum.add(gradient.view);
             }
-            if (v_viewmat) pieces.put(begin, sum);
             add_statistics(update.statistics, ids, begin, end, settings);
         });
     });
-    if (v_viewmat) pieces.gradient(settings, v_viewmat);
 }
 
 namespace nb = nanobind;
@@ -179,9 +174,10 @@ void update(Groups params, Groups exp_avg, Groups exp_avg_sq, Rates rates, doubl
             std::int64_t step, double opacity_pull, double scale_pull, In<float, 4, 4> viewmat, double fx, double fy,
             double cx, double cy, int width, int height, double near, int degree, bool antialias,
             In<std::int32_t, -1> ids, In<float, -1, 3> colors, In<float, -1, 2> extents, In<float, -1, 2> v_means2d,
-            In<float, -1, 3> v_conics, In<float, -1> v_opacities, In<float, -1, 3> v_colors, In<float, -1> v_depths,
-            std::optional<In<float, -1, 3>> v_normals, In<float, -1, 2> v_score, Out<float, -1> score,
-            Out<std::int32_t, -1> seen, Out<float, -1> radius, std::optional<Out<float, 4, 4>> v_viewmat) {
+            In<float, -1, 3> v_conics, In<float, -1> v_opacities, In<float, -1, 3> v_colors,
+            std::optional<In<float, -1>> v_depths, std::optional<In<float, -1, 3>> v_normals,
+            In<float, -1, 2> v_score, Out<float, -1> score,
+            Out<std::int32_t, -1> seen, Out<float, -1> radius) {
     const Adam adam = {&params, &exp_avg, &exp_avg_sq, &rates, step, beta1, beta2, eps};
     const Update to = {adam.group<0>(), adam.group<1>(), adam.group<2>(), adam.group<3>(), adam.group<4>(),
                        adam.group<5>(), {opacity_pull, scale_pull},
@@ -196,10 +192,10 @@ void update(Groups params, Groups exp_avg, Groups exp_avg_sq, Rates rates, doubl
                                        to.sh_dc.param, to.sh_rest.param, count,               to.sh_rest.width / 3};
     const ProjectSettings<float> settings = {viewmat.data(), fx, fy, cx, cy, width, height, near, degree, antialias};
     const FootprintGradients<float> v = {v_means2d.data(), v_conics.data(), v_opacities.data(),
-                                         v_colors.data(),  v_depths.data(), v_normals ? v_normals->data() : nullptr};
+                                         v_colors.data(),  v_depths ? v_depths->data() : nullptr,
+                                         v_normals ? v_normals->data() : nullptr};
     nb::gil_scoped_release unlocked;
-    update_splats(splats, settings, visible, ids.data(), colors.data(), v, to,
-                  v_viewmat ? v_viewmat->data() : nullptr);
+    update_splats(splats, settings, visible, ids.data(), colors.data(), v, to);
 }
 
 }  // namespace

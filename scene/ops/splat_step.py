@@ -7,7 +7,7 @@
     step.update(rates)                                             # in place: parameters, moments, statistics
 
 The native path keeps all buffers between steps, fuses the projection's backward with Adam, and touches only the
-splats that the camera saw. The reference path is the composed autograd ops and a plain sparse Adam: the oracle and
+splats that the camera saw. The composed path is the autograd ops and sparse Adam one after the other: the oracle, and
 the fallback without a compiled module.
 """
 
@@ -20,6 +20,11 @@ from torch import Tensor
 
 from scene.cameras import Camera
 from scene.gaussians import Gaussians
+from scene.ops import native
+from scene.ops.adam import adam_visible
+from scene.ops.splat_bin import bin_splats
+from scene.ops.splat_blend import Blended, blend
+from scene.ops.splat_project import Lens, Projected, allocate, project
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class Rates:
     eps: float = 1e-15
     opacity_pull: float = 0.0
     scale_pull: float = 0.0
+
+    def by_group(self) -> tuple[float, ...]:
+        """The six learning rates, in the order of Gaussians.parameters()."""
+        return self.means, self.quats, self.log_scales, self.opacity_logits, self.sh_dc, self.sh_rest
 
 
 @dataclass
@@ -63,8 +72,9 @@ class AdamState:
 class Statistics:
     """What densification wants to know, summed over steps since the last reset.
 
-    score: [N] sum of the length of the absolute image-space gradient, in the units of the normalised image as in 3DGS.
-    seen: [N] number of steps in which the splat was visible.  radius: [N] largest extent on screen, px.
+    score: [N] sum of the length of the image-space gradient (of the absolute one where backward was told so), in the
+    units of the normalised image as in 3DGS.  seen: [N] int32, number of steps in which the splat was visible.
+    radius: [N] largest extent on screen, px.
     """
 
     score: Tensor
@@ -72,26 +82,310 @@ class Statistics:
     radius: Tensor
 
     @staticmethod
-    def zeros(count: int) -> Statistics:
-        return Statistics(torch.zeros(count), torch.zeros(count, dtype=torch.int32), torch.zeros(count))
+    def zeros(count: int, device: torch.device | str = "cpu") -> Statistics:
+        return Statistics(
+            torch.zeros(count, device=device),
+            torch.zeros(count, dtype=torch.int32, device=device),
+            torch.zeros(count, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What one step draws: a view and how."""
+
+    camera: Camera
+    background: Tensor
+    sh_degree: int
+    antialias: bool
+    near: float
+    with_geometry: bool
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Gradients of the loss by the images, shaped as they are."""
+
+    rgb: Tensor
+    alpha: Tensor | None
+    depth: Tensor | None
+    normal: Tensor | None
 
 
 @dataclass
 class SplatStep:
-    """Training state of one set of Gaussians. `gaussians` and `adam` are changed in place by `update`."""
+    """Training state of one set of Gaussians; `update` changes the tensors of `gaussians` and `adam` in place."""
 
     gaussians: Gaussians
     adam: AdamState
     statistics: Statistics = field(init=False)
+    images: Blended = field(init=False)  # all that the last forward drew; depth is the sum of w z, not yet over alpha
 
-    def forward(
-        self, camera: Camera, background: Tensor, *, sh_degree: int, antialias: bool = False, near: float = 0.01
-    ) -> Tensor: ...
-
-    def backward(self, v_image: Tensor, v_alpha: Tensor | None = None, *, absgrad: bool = False) -> None: ...
-
-    def update(self, rates: Rates) -> None: ...
+    def __post_init__(self) -> None:
+        self._pass: _Fused | _Composed = _Fused() if _is_native(self.gaussians) else _Composed()
+        self.replace(self.gaussians, self.adam)
 
     def replace(self, gaussians: Gaussians, adam: AdamState) -> None:
-        """Goes on with other Gaussians, as after densification; statistics start anew."""
-        ...
+        """Goes on with another set of Gaussians, after densification. Statistics start again at zero."""
+        for moments in (adam.exp_avg, adam.exp_avg_sq):
+            for name, value in gaussians.parameters().items():
+                if moments[name].shape != value.shape or not (moments[name].is_contiguous() and value.is_contiguous()):
+                    raise ValueError(
+                        f"{name} and its moments must be contiguous and of one shape, got {list(value.shape)} and "
+                        f"{list(moments[name].shape)}; remap the moments with the Gaussians"
+                    )
+        self.gaussians, self.adam = gaussians.detach(), adam
+        self.statistics = Statistics.zeros(len(gaussians), gaussians.means.device)
+
+    @property
+    def visible(self) -> Tensor:
+        """[V] int32, ascending: the Gaussians that the last forward drew. Valid until the next one."""
+        return self._pass.projected.ids
+
+    def forward(
+        self,
+        camera: Camera,
+        background: Tensor,
+        *,
+        sh_degree: int,
+        antialias: bool = False,
+        near: float = 0.01,
+        with_geometry: bool = False,
+    ) -> Tensor:
+        """The image [H, W, 3] of the current Gaussians over `background` [3]; overwritten by the next forward.
+
+        with_geometry: `images` then also holds depth, normal and median depth.
+        """
+        means = self.gaussians.means
+        shot = Shot(
+            camera.to(device=means.device, dtype=means.dtype),
+            background.to(means),
+            sh_degree,
+            antialias,
+            near,
+            with_geometry,
+        )
+        self.images = self._pass.forward(self.gaussians, shot)
+        return self.images.rgb
+
+    def backward(
+        self,
+        v_image: Tensor,
+        v_alpha: Tensor | None = None,
+        v_depth: Tensor | None = None,
+        v_normal: Tensor | None = None,
+        *,
+        absgrad: bool = False,
+    ) -> None:
+        """Back-propagates gradients by the last forward's images to the splats in the image plane.
+
+        v_depth is by the sum of w z, v_normal by the sum of w n; both need with_geometry.  absgrad: statistics.score
+        then sums the absolute gradient over pixels (AbsGS) instead of the gradient.
+        """
+        if (v_depth is not None or v_normal is not None) and self.images.depth is None:
+            raise ValueError("gradients by depth or normal need forward(..., with_geometry=True)")
+        upstream = (v if v is None else v.contiguous() for v in (v_image, v_alpha, v_depth, v_normal))
+        self._pass.backward(Upstream(*upstream), absgrad)  # pyright: ignore[reportArgumentType]
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients by all Gaussians, dense, and by `viewmat` [4, 4], after backward and before update."""
+        return self._pass.gradients(self.gaussians)
+
+    def update(self, rates: Rates) -> None:
+        """One Adam step on what the last forward drew, in place; adds to the statistics."""
+        self.adam.steps += 1
+        self._pass.update(self.gaussians, self.adam, self.statistics, rates)
+
+
+def _is_native(gaussians: Gaussians) -> bool:
+    return native.has(gaussians.means.device) and gaussians.means.dtype == torch.float32
+
+
+class _Fused:
+    """The native path. Buffers grow to the largest scene and image met, and stay."""
+
+    def __init__(self) -> None:
+        kernels = native.cpu()
+        self.bins, self.blend = kernels.SplatBins(), kernels.SplatBlend()
+        self.room: Projected | None = None
+        self.v_room: Projected | None = None
+        self.pixels: Tensor = torch.empty(0)
+        self.absolute = torch.empty(0, 2)
+
+    def forward(self, gaussians: Gaussians, shot: Shot) -> Blended:
+        self.shot, camera = shot, shot.camera
+        if self.room is None or len(self.room) < len(gaussians):
+            room = len(gaussians) + len(gaussians) // 8  # some growth before the next allocation
+            self.room = allocate(gaussians.means, room, with_normals=True)
+            self.v_room = allocate(gaussians.means, room, with_normals=True)
+            self.absolute = gaussians.means.new_empty(room, 2)
+        assert self.room is not None and self.v_room is not None
+        self.viewmat = camera.viewmat
+        self.lens = Lens.of(camera.K, camera.width, camera.height, shot.near, shot.sh_degree, shot.antialias)
+        out = self.room
+        seen = native.cpu().project_splats(
+            *gaussians.parameters().values(),
+            self.viewmat,
+            *self.lens,
+            *(out.ids, out.means2d, out.conics, out.opacities, out.colors, out.depths),
+            out.normals if shot.with_geometry else None,
+            out.extents,
+        )
+        self.projected = p = _first(out, seen, with_normals=shot.with_geometry)
+        self.v_projected = _first(self.v_room, seen, with_normals=shot.with_geometry)
+        self.bins.build(p.means2d, p.conics, p.opacities, p.depths, p.extents, camera.width, camera.height)
+        self.images = images = self._images(camera.width, camera.height, shot.with_geometry)
+        depths = p.depths if shot.with_geometry else None
+        self.blend.forward(
+            *(self.bins, p.means2d, p.conics, p.opacities, p.colors, depths, p.normals, shot.background),
+            *(images.rgb, images.alpha, images.depth, images.normal, images.median_depth),
+        )
+        return images
+
+    def _images(self, width: int, height: int, with_geometry: bool) -> Blended:
+        area = width * height
+        channels = 9 if with_geometry else 4
+        if self.pixels.numel() < area * channels:
+            self.pixels = torch.empty(area * channels)
+        planes = self.pixels[: area * channels].split(
+            [3 * area, area, *([area, 3 * area, area] if channels == 9 else [])]
+        )
+        flat, colour = (height, width), (height, width, 3)
+        if not with_geometry:
+            return Blended(planes[0].view(colour), planes[1].view(flat), None, None, None)
+        return Blended(
+            planes[0].view(colour),
+            planes[1].view(flat),
+            planes[2].view(flat),
+            planes[3].view(colour),
+            planes[4].view(flat),
+        )
+
+    def backward(self, upstream: Upstream, absgrad: bool) -> None:
+        v, images = self.v_projected, self.images
+        geometry = self.shot.with_geometry
+        absolute = self.absolute[: len(v)] if absgrad else None
+        self.blend.backward(
+            *(self.bins, images.rgb, images.alpha, images.depth, images.normal),
+            *(upstream.rgb, upstream.alpha, upstream.depth, upstream.normal),
+            *(v.means2d, v.conics, v.opacities, v.colors, v.depths if geometry else None, v.normals, absolute),
+        )
+        self.v_score = v.means2d if absolute is None else absolute
+
+    def _footprint_gradients(self) -> tuple[Tensor | None, ...]:
+        v = self.v_projected
+        depths = v.depths if self.shot.with_geometry else None
+        return v.means2d, v.conics, v.opacities, v.colors, depths, v.normals
+
+    def gradients(self, gaussians: Gaussians) -> dict[str, Tensor]:
+        gradients = {name: torch.zeros_like(value) for name, value in gaussians.parameters().items()}
+        gradients["viewmat"] = torch.zeros_like(self.viewmat)
+        native.cpu().project_splats_backward(
+            *gaussians.parameters().values(),
+            self.viewmat,
+            *self.lens,
+            self.projected.ids,
+            self.projected.colors,
+            *self._footprint_gradients(),
+            *gradients.values(),
+        )
+        return gradients
+
+    def update(self, gaussians: Gaussians, adam: AdamState, statistics: Statistics, rates: Rates) -> None:
+        names = tuple(gaussians.parameters())
+        count = max(1, len(gaussians))
+        native.cpu().update_splats(
+            tuple(gaussians.parameters().values()),
+            tuple(adam.exp_avg[name] for name in names),
+            tuple(adam.exp_avg_sq[name] for name in names),
+            rates.by_group(),
+            *(rates.beta1, rates.beta2, rates.eps, adam.steps),
+            *(rates.opacity_pull / count, rates.scale_pull / (3 * count)),
+            self.viewmat,
+            *self.lens,
+            *(self.projected.ids, self.projected.colors, self.projected.extents),
+            *self._footprint_gradients(),
+            *(self.v_score, statistics.score, statistics.seen, statistics.radius),
+        )
+
+
+def _first(room: Projected, count: int, *, with_normals: bool) -> Projected:
+    """The first rows of each array, without copying."""
+    return Projected(
+        ids=room.ids[:count],
+        means2d=room.means2d[:count],
+        conics=room.conics[:count],
+        opacities=room.opacities[:count],
+        colors=room.colors[:count],
+        depths=room.depths[:count],
+        normals=room.normals[:count] if with_normals and room.normals is not None else None,
+        extents=room.extents[:count],
+    )
+
+
+class _Composed:
+    """The same from the autograd ops, for any device, dtype and backend."""
+
+    projected: Projected
+
+    def forward(self, gaussians: Gaussians, shot: Shot) -> Blended:
+        self.leaves = {name: value.detach().requires_grad_() for name, value in gaussians.parameters().items()}
+        self.leaves["viewmat"] = shot.camera.viewmat.detach().requires_grad_()
+        self.shot, camera = shot, shot.camera
+        self.projected = project(
+            **self.leaves,
+            K=camera.K,
+            width=camera.width,
+            height=camera.height,
+            sh_degree=shot.sh_degree,
+            antialias=shot.antialias,
+            near=shot.near,
+            with_normals=shot.with_geometry,
+        )
+        bins = bin_splats(self.projected, camera.width, camera.height)
+        self.absolute = torch.zeros_like(self.projected.means2d) if bins.handle is not None else None
+        self.blended = blend(
+            self.projected, bins, shot.background, with_geometry=shot.with_geometry, absgrad=self.absolute
+        )
+        images = (self.blended.rgb, self.blended.alpha, self.blended.depth, self.blended.normal)
+        return Blended(*(x if x is None else x.detach() for x in images), self.blended.median_depth)  # pyright: ignore[reportArgumentType]
+
+    def backward(self, upstream: Upstream, absgrad: bool) -> None:
+        blended = self.blended
+        pairs = [
+            (blended.rgb, upstream.rgb),
+            (blended.alpha, upstream.alpha),
+            (blended.depth, upstream.depth),
+            (blended.normal, upstream.normal),
+        ]
+        used = [(image, v) for image, v in pairs if image is not None and v is not None]
+        wanted = [*self.leaves.values(), self.projected.means2d]
+        gradients = torch.autograd.grad(
+            [image for image, _ in used], wanted, [v for _, v in used], allow_unused=True, materialize_grads=True
+        )
+        self.v = dict(zip(self.leaves, gradients))
+        # The reference backend offers no absolute gradient; the mean one ranks splats much alike.
+        self.v_score = self.absolute if absgrad and self.absolute is not None else gradients[-1]
+
+    def gradients(self, gaussians: Gaussians) -> dict[str, Tensor]:
+        return dict(self.v)
+
+    @torch.no_grad()
+    def update(self, gaussians: Gaussians, adam: AdamState, statistics: Statistics, rates: Rates) -> None:
+        ids, count = self.projected.ids, max(1, len(gaussians))
+        opacities = gaussians.opacities
+        v = dict(self.v)
+        v["opacity_logits"] = v["opacity_logits"] + rates.opacity_pull / count * opacities * (1 - opacities)
+        v["log_scales"] = v["log_scales"] + rates.scale_pull / (3 * count) * gaussians.scales
+        for (name, value), rate in zip(gaussians.parameters().items(), rates.by_group()):
+            if value.numel() == 0:
+                continue
+            moments = (adam.exp_avg[name], adam.exp_avg_sq[name])
+            betas = (rates.beta1, rates.beta2)
+            adam_visible(value, v[name], ids, *moments, step=adam.steps, lr=rate, betas=betas, eps=rates.eps)
+        size = self.v_score.new_tensor([0.5 * self.shot.camera.width, 0.5 * self.shot.camera.height])
+        rows = ids.long()
+        statistics.score[rows] += (self.v_score * size).norm(dim=1).to(statistics.score)
+        statistics.seen[rows] += 1
+        reach = self.projected.extents.amax(1).to(statistics.radius)
+        statistics.radius[rows] = torch.maximum(statistics.radius[rows], reach)
