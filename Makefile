@@ -1,0 +1,65 @@
+# One command per task. Each sets up first what is missing: a .venv in this checkout with everything in it.
+#   make demo        photos of the embedded sample -> report, splats, mesh (a few minutes)
+#   make install     make .venv and install into it
+#   make test        checks, then all tests
+#   make check       format, lint, types, layering
+#   make bench       speed, measured here
+#   make gpu-check   tests and speed on an NVIDIA GPU, where there is one
+# PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_FLAGS adds to `pip install`, such as
+# PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the small CPU build of torch on Linux.
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+PIP_FLAGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+NATIVE := $(shell find cuda -type f)
+
+# Real photo sets beside the checkout are used where there are any; tests that need them skip otherwise.
+ifndef MAQUETTE_DATA
+ifneq ($(wildcard ../shared/data),)
+export MAQUETTE_DATA := $(abspath ../shared/data)
+endif
+endif
+# torch's OpenMP threads must not spin against the kernels' own threads.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install demo test check bench gpu-check clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+# Installed anew when what is compiled or required has changed. Without a C++ compiler the build says so and goes on.
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Maquette needs Python 3.11 or newer; name one with make PYTHON=...")'
+	test -x $(RUN) || "$(PYTHON)" -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -q $(PIP_FLAGS) -c constraints.txt -v -e ".[dev]" > $(VENV)/install.log 2>&1 \
+	  || { tail -n 40 $(VENV)/install.log; echo "The installation failed; all of it is in $(VENV)/install.log"; exit 1; }
+	@sed -n '/WITHOUT its CPU kernels/,/install again/p' $(VENV)/install.log
+	@touch $@
+	@$(RUN) -c 'from scene.ops import native; print("Installed:", native.explain())'
+
+demo: $(STAMP)
+	$(VENV)/bin/maquette demo
+
+check: $(STAMP)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright
+	$(RUN) -m pytest tests/test_layering.py
+
+test: check
+	$(RUN) -m pytest
+
+bench: $(STAMP)
+	$(RUN) -m benchmarks.gaussians
+
+gpu-check: $(STAMP)
+	@if ! $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  echo "gpu-check: torch sees no NVIDIA GPU here, so there is nothing to check"; \
+	else \
+	  $(RUN) -m pytest -m cuda && $(RUN) -m benchmarks.gaussians; \
+	fi
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
