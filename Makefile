@@ -33,7 +33,8 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Maquette needs Python 3.11 or newer; name one with make PYTHON=...")'
 	test -x $(RUN) || "$(PYTHON)" -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check -q $(PIP_FLAGS) -c constraints.txt -v -e ".[dev]" > $(VENV)/install.log 2>&1 \
+	@echo "Installing into $(VENV); the log is $(VENV)/install.log"
+	@$(RUN) -m pip install --disable-pip-version-check -v $(PIP_FLAGS) -c constraints.txt -e ".[dev]" > $(VENV)/install.log 2>&1 \
 	  || { tail -n 40 $(VENV)/install.log; echo "The installation failed; all of it is in $(VENV)/install.log"; exit 1; }
 	@sed -n '/WITHOUT its CPU kernels/,/install again/p' $(VENV)/install.log
 	@touch $@

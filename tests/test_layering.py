@@ -1,4 +1,4 @@
-"""Reads every import of the packages and fails on an arrow that points up, or on a heavy one where it costs start-up."""
+"""Reads every import of the packages: none may point up, and heavy libraries wait until they are needed."""
 
 from __future__ import annotations
 
