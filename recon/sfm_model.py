@@ -1,0 +1,160 @@
+"""The finished model: filtered, coloured, put into its frame, written as COLMAP binaries, and read back as a capture."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.captures import Capture
+from data.frames import PointCloud
+from recon.sfm_frame import choose_frame
+from recon.sfm_mapping import to_opencv
+
+
+@dataclass(frozen=True)
+class SfmResult:
+    """Estimated cameras. `capture` holds the registered views only, with cameras, points and up +Z."""
+
+    capture: Capture
+    registered: int
+    total: int
+    seconds: float  # of estimation, also when it was taken from an earlier run
+    mean_reprojection_px: float
+    decisions: tuple[str, ...]
+
+
+def save_model(
+    model: Any,
+    capture: Capture,
+    folder: Path,
+    mark: dict[str, Any],
+    decisions: Sequence[str],
+    seconds: float,
+    *,
+    finished: bool,
+) -> None:
+    """Write `model` to `folder` in its final frame; `result.json` comes last and only when it is `finished`."""
+    import pycolmap
+
+    (folder / "result.json").unlink(missing_ok=True)
+    for camera in model.cameras.values():
+        to_opencv(camera)
+    _drop_poor_points(model)
+    index_of = {image_id: image_id - 1 for image_id in model.reg_image_ids()}
+    _color_points(model, capture, index_of)
+    poses = np.stack([_c2w(model.images[i]) for i in sorted(index_of)])
+    xyz = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
+    frame = choose_frame(poses, xyz, [capture.views[index_of[i]].gps for i in sorted(index_of)])
+    change = frame.similarity
+    model.transform(pycolmap.Sim3d(change.scale, pycolmap.Rotation3d(change.R), change.t))
+    for image_id, index in index_of.items():
+        model.images[image_id].name = capture.views[index].name
+    for image_id in [i for i in model.images if i not in index_of]:
+        model.images[image_id].name = capture.views[image_id - 1].name
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        model.write_binary(work)
+        for path in Path(work).iterdir():
+            path.replace(folder / path.name)
+    if not finished:
+        return
+    facts = {
+        "made_for": mark,
+        "total": len(capture.views),
+        "seconds": round(seconds, 2),
+        "mean_reprojection_px": model.compute_mean_reprojection_error(),
+        "metric": frame.metric,
+        "decisions": [*decisions, frame.decision],
+    }
+    temporary = folder / "result.json.new"
+    temporary.write_text(json.dumps(facts, indent=1))
+    os.replace(temporary, folder / "result.json")
+
+
+def load_result(capture: Capture, folder: Path, mark: dict[str, Any]) -> SfmResult | None:
+    """The finished model in `folder`, or None when there is none for these photos and settings."""
+    import pycolmap
+
+    try:
+        facts = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if facts.get("made_for") != mark:
+        return None
+    model = pycolmap.Reconstruction(folder)
+    cameras = {}
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        fx, fy, cx, cy, *distortion = model.cameras[image.camera_id].params
+        K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
+        cameras[image.name] = (K, tuple(distortion), torch.from_numpy(_c2w(image)))
+    points = [model.points3D[i] for i in sorted(model.points3D)]
+    cloud = PointCloud(
+        xyz=torch.tensor(np.array([point.xyz for point in points]).reshape(-1, 3), dtype=torch.float32),
+        rgb=torch.tensor(np.array([point.color for point in points]).reshape(-1, 3), dtype=torch.uint8),
+        errors=torch.tensor([point.error for point in points], dtype=torch.float32),
+        tracks=torch.tensor([len({e.image_id for e in p.track.elements}) for p in points], dtype=torch.int32),
+    )
+    decisions = tuple(facts["decisions"])
+    return SfmResult(
+        capture=capture.with_cameras(cameras, cloud, (0.0, 0.0, 1.0), facts["metric"], decisions),
+        registered=len(cameras),
+        total=facts["total"],
+        seconds=facts["seconds"],
+        mean_reprojection_px=facts["mean_reprojection_px"],
+        decisions=decisions,
+    )
+
+
+def _c2w(image: Any) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3] = image.cam_from_world().inverse().matrix()
+    return pose
+
+
+def _drop_poor_points(model: Any) -> None:
+    """Drop points that few photos or wrong matches made: they would become floaters.
+
+    Seen by two photos only (kept where points are rare), an error above 2 px, or farther off than 20 times the distance
+    within which nine tenths lie.
+    """
+    model.update_point_3d_errors()
+    points = {i: point for i, point in model.points3D.items()}
+    if not points:
+        return
+    ids = np.array(sorted(points))
+    xyz = np.array([points[i].xyz for i in ids])
+    tracks = np.array([points[i].track.length() for i in ids])
+    errors = np.array([points[i].error for i in ids])
+    distance = np.linalg.norm(xyz - np.median(xyz, axis=0), axis=1)
+    bad = (errors > 2.0) | (distance > 20 * np.quantile(distance, 0.9))
+    if ((tracks >= 3) & ~bad).sum() >= 500:
+        bad |= tracks < 3
+    for i in ids[bad]:
+        model.delete_point3D(int(i))
+    model.update_point_3d_errors()
+
+
+def _color_points(model: Any, capture: Capture, index_of: dict[int, int]) -> None:
+    """Give each point the mean colour of the pixels it was found at."""
+    sums: dict[int, np.ndarray] = {i: np.zeros(4) for i in model.points3D}
+    for image_id, index in index_of.items():
+        seen = [(p.point3D_id, *p.xy) for p in model.images[image_id].points2D if p.has_point3D()]
+        if not seen:
+            continue
+        photo = capture.raw_photo(index)
+        height, width = photo.shape[:2]
+        places = np.array([entry[1:] for entry in seen])
+        columns = np.clip(places[:, 0].astype(int), 0, width - 1)
+        rows = np.clip(places[:, 1].astype(int), 0, height - 1)
+        for entry, color in zip(seen, photo[rows, columns]):
+            sums[entry[0]] += (*color, 1)
+    for i, total in sums.items():
+        model.points3D[i].color = np.round(total[:3] / max(total[3], 1)).astype(np.uint8)
