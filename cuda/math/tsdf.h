@@ -31,7 +31,7 @@ struct Observation {
 };
 
 // Depth and slope between the four pixels around (u, v) where all four are seen, else of the pixel it falls in: between
-// a surface and what lies behind it there is nothing to interpolate.
+// a surface and what lies behind it there is nothing to interpolate. Far from the surface the pixel decides alone.
 template <typename S>
 MQ_HD Observation<S> observe(const DepthView<S>& view, const Vec3<S>& point, S truncation) {
     const Vec3<S> q = view.rotation * point + view.translation;
@@ -42,6 +42,9 @@ MQ_HD Observation<S> observe(const DepthView<S>& view, const Vec3<S>& point, S t
     S depth = view.depth[at], slope = view.slope[at];
     const S weight = view.weight[at];
     if (!(weight > S(0))) return {S(0), S(0)};
+    const S rough = (depth - q.z) * slope;
+    if (rough < S(-2) * truncation) return {S(0), S(0)};
+    if (rough > S(2) * truncation) return {truncation, weight};
     const int left = int(floor(u - S(0.5))), top = int(floor(v - S(0.5)));
     if (left >= 0 && top >= 0 && left + 1 < view.width && top + 1 < view.height) {
         at = top * view.width + left;
@@ -56,7 +59,6 @@ MQ_HD Observation<S> observe(const DepthView<S>& view, const Vec3<S>& point, S t
             slope = (S(1) - b) * ((S(1) - a) * s[at] + a * s[at + 1]) + b * ((S(1) - a) * s[below] + a * s[below + 1]);
         }
     }
-    if (depth >= S(kFreeDepth)) return {truncation, weight};
     const S distance = (depth - q.z) * slope;
     if (distance <= -truncation) return {S(0), S(0)};
     return {minimum(distance, truncation), weight * minimum(S(1), S(1) + distance / truncation)};

@@ -34,8 +34,8 @@ def integrate(
     """Add one view to the running weighted mean, in place.
 
     tsdf, weights: [B, 8, 8, 8] indexed block, z, y, x; float32 or float64; signed distance in scene units, positive
-    before the surface, clipped at +-truncation; and the sum of weights.  blocks: [B, 3] int32 (x, y, z); voxel (x, y, z)
-    of a block lies at (8 * block + (x, y, z)) * voxel_size.  Not differentiable.
+    before the surface, clipped at +-truncation; and the sum of weights.  blocks: [B, 3] int32; voxel (x, y, z) of a
+    block lies at (8 * block + (x, y, z)) * voxel_size.  Not differentiable.
     Source: Curless and Levoy (1996), eq. 3 and 4, with the departures named in cuda/math/tsdf.h.
     Raises ValueError when shapes or dtypes do not match.
     """
@@ -97,20 +97,20 @@ def _observe(seen: ObservedDepth, camera: Camera, points: Tensor, truncation: fl
     depth, slope, weight = images[:, row, column]
     weight = torch.where(inside, weight, 0)
 
-    # Between four seen pixels of a surface: bilinear.
+    # Between four seen pixels of a surface: bilinear. Far from the surface the pixel decides alone.
+    rough = (depth - z) * slope
     corner = (pixels - 0.5).floor().long()
     fraction = pixels - 0.5 - corner
     has_four = (corner >= 0).all(1) & (corner + 1 < size).all(1)
     left, top = torch.where(has_four[:, None], corner, 0).unbind(1)
     right, below = (left + 1).clamp(max=camera.width - 1), (top + 1).clamp(max=camera.height - 1)
     four = images[:, torch.stack([top, top, below, below]), torch.stack([left, right, left, right])]  # [3, 4, P]
-    has_four &= (four[2] > 0).all(0) & (four[0] < FREE_DEPTH).all(0)
+    has_four &= (rough.abs() <= 2 * truncation) & (four[2] > 0).all(0) & (four[0] < FREE_DEPTH).all(0)
     a, b = fraction.unbind(1)
     shares = torch.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b])
     depth = torch.where(has_four, (four[0] * shares).sum(0), depth)
     slope = torch.where(has_four, (four[1] * shares).sum(0), slope)
 
-    free = depth >= FREE_DEPTH
-    distance = torch.where(free, truncation, (depth - z) * slope)
+    distance = torch.where(rough.abs() > 2 * truncation, rough, (depth - z) * slope)
     weight = torch.where(distance > -truncation, weight * (1 + distance / truncation).clamp(0, 1), 0)
     return distance.clamp(-truncation, truncation), weight
