@@ -24,7 +24,7 @@ from recon import capture_check, gaussians, sfm
 from scene.errors import CamerasError, InputError, Interrupted
 from scene.formats import save_mesh, save_splats
 from scene.gaussians import Gaussians
-from scene.mesh import MeshConfig, gaussians_to_mesh
+from scene.mesh_extraction import MeshConfig, gaussians_to_mesh
 from scene.ops import native
 from scene.runs import Run, StepReport
 
