@@ -151,14 +151,14 @@ def _raycasting_scene(mesh: Mesh, centre: NDArray[np.float64]):
     if not len(mesh.faces):
         raise InputError("distances to an empty mesh were asked for")
     scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(_float_tensor(mesh.vertices - centre), o3d.core.Tensor(mesh.faces.astype(np.uint32)))
+    scene.add_triangles(_float_tensor(mesh.vertices - centre), o3d.core.Tensor.from_numpy(mesh.faces.astype(np.uint32)))
     return scene
 
 
 def _float_tensor(values: NDArray[np.float64]):
     import open3d as o3d
 
-    return o3d.core.Tensor(np.ascontiguousarray(values, dtype=np.float32))
+    return o3d.core.Tensor.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
 def _project(camera: Camera, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
