@@ -8,7 +8,11 @@
 # PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_FLAGS adds to `pip install`, such as
 # PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the small CPU build of torch on Linux.
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that really runs and is new enough; a name on the PATH may be a version manager's empty promise.
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.12 python3.11 python3.13 python3.14; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
 PIP_FLAGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -31,8 +35,8 @@ install: $(STAMP)
 
 # Installed anew when what is compiled or required has changed. Without a C++ compiler the build says so and goes on.
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Maquette needs Python 3.11 or newer; name one with make PYTHON=...")'
-	test -x $(RUN) || "$(PYTHON)" -m venv $(VENV)
+	@test -n "$(PYTHON)" || { echo "Maquette needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
+	@test -x $(RUN) || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing into $(VENV); the log is $(VENV)/install.log"
 	@$(RUN) -m pip install --disable-pip-version-check -v $(PIP_FLAGS) -c constraints.txt -e ".[dev]" > $(VENV)/install.log 2>&1 \
 	  || { tail -n 40 $(VENV)/install.log; echo "The installation failed; all of it is in $(VENV)/install.log"; exit 1; }

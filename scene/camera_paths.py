@@ -94,7 +94,7 @@ def orbit(
     start, length = covered_arc(stage.azimuths)
     share = torch.arange(frames, dtype=torch.float64) / frames
     if 2 * math.pi - length < FULL_TURN_GAP:
-        azimuths = start + length / 2 + 2 * math.pi * share
+        azimuths = 2 * math.pi * share  # from the first photo's side
     else:
         azimuths = start + length / 2 + 0.45 * length * torch.sin(2 * math.pi * share)
     poses = []
@@ -115,7 +115,7 @@ def spiral(
     _check_frames(frames)
     stage = stage_of(cameras, up=up, focus=focus)
     c2w = torch.stack([camera.c2w for camera in cameras]).double().cpu()
-    middle = c2w[int((c2w[:, :3, 3] - c2w[:, :3, 3].median(0).values).norm(dim=-1).argmin())]
+    middle = c2w[int((c2w[:, :3, 3] - c2w[:, :3, 3].mean(0)).norm(dim=-1).argmin())]
     distance = float((stage.focus - middle[:3, 3]).norm().clamp_min(1e-9))
     offsets = ((c2w[:, :3, 3] - middle[:3, 3]) @ middle[:3, :3]).abs()
     reach = torch.quantile(offsets, 0.8, dim=0)
