@@ -36,6 +36,8 @@ _MODELS = {
     8: ("SIMPLE_RADIAL_FISHEYE", 4, True, "fisheye"),
     9: ("RADIAL_FISHEYE", 5, True, "fisheye"),
     10: ("THIN_PRISM_FISHEYE", 12, False, "thin_prism_fisheye"),
+    14: ("SIMPLE_FISHEYE", 3, True, "fisheye"),
+    15: ("FISHEYE", 4, False, "fisheye"),
 }
 _MODEL_NUMBERS = {name: number for number, (name, *_) in _MODELS.items()}
 _MAX_MODEL_BYTES = 16 * 2**30
@@ -354,21 +356,22 @@ def _lines(path: Path) -> Iterator[list[str]]:
 
 def _find_photos(folder: Path, model_folder: Path, wanted: list[str]) -> tuple[Path, dict[str, str], list[str]]:
     """Where the model's photos are: the place, the file of each name there, and a sentence when that was not plain."""
-    places = [folder / "images", folder / "input", folder, folder / "dense" / "images", model_folder / "images"]
-    if model_folder == folder and folder.parent.name == "sparse":  # the model itself was named, not its project
-        places.insert(0, folder.parent.parent / "images")
-    places += sorted(
-        (path for path in folder.glob("images*") if path.is_dir()), key=lambda path: natural_key(path.name)
-    )
-    places = [place for place in dict.fromkeys(places) if place.is_dir()]
-    for place in places:
-        names = {name: name for name in wanted if _is_photo(place, name)}
-        if len(names) > len(wanted) // 2:
-            return place, names, []
+    projects = [folder]
+    if model_folder == folder:  # the model itself was named: its project is around it
+        projects += [folder.parent] if folder.parent.name != "sparse" else [folder.parent.parent]
+    places = [folder]
+    for project in reversed(projects):
+        numbered = sorted(project.glob("images_*"), key=lambda path: natural_key(path.name))
+        places = [project / "images", project / "input", project / "dense" / "images", *numbered, *places]
+    around = projects[-1].resolve()
+    places = [place for place in dict.fromkeys(places) if place.is_dir() and place.resolve().is_relative_to(around)]
+    found = [(place, {name: name for name in wanted if _is_photo(place, name)}) for place in places]
+    if found and (best := max(found, key=lambda item: len(item[1])))[1]:
+        return *best, []
     for place in places:  # another format or sub-folder: a file of the same stem will do
         by_stem = {Path(name).stem: name for name in photo_files(place)} if place != folder else {}
         names = {name: by_stem[Path(name).stem] for name in wanted if Path(name).stem in by_stem}
-        if len(names) > len(wanted) // 2:
+        if names:
             return place, names, [f"Photos were taken from {place.name}/ by their names without suffix."]
     looked = ", ".join(str(place) for place in places)
     raise InputError(

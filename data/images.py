@@ -29,6 +29,7 @@ _DECODE_FAULTS = (OSError, ValueError, SyntaxError, EOFError, OverflowError, Ind
 
 # The cap above is checked by hand before anything is decoded; Pillow's earlier warning would only confuse.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged EXIF, which is not needed
 
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
