@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -68,3 +69,10 @@ POINTS = np.array([[0.1, 0.2, 0.1], [-0.7, 0.3, 0.4], [0.5, -0.6, -0.2]])  # wor
 def in_camera(c2w: np.ndarray, points: np.ndarray = POINTS) -> np.ndarray:
     """World points [P, 3] in OpenCV camera axes."""
     return (np.linalg.inv(c2w) @ np.c_[points, np.ones(len(points))].T).T[:, :3]
+
+
+def colmap_pixels(camera: Any, points: np.ndarray) -> np.ndarray:
+    """Pixels [P, 2] of points [P, 3] in camera axes, by a pycolmap camera."""
+    pixels = camera.img_from_cam(points)
+    assert pixels is not None
+    return pixels

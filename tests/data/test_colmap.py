@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data.captures import open_capture
 from data.colmap import find_colmap, read_model
 from scene.errors import InputError
-from tests.data.pictures import POINTS, blobs, centroid, in_camera, noise, poses, save
+from tests.data.pictures import POINTS, blobs, centroid, colmap_pixels, in_camera, noise, poses, save
 from tests.data.test_lens import PARAMETERS
 
 NAMES = [f"photo {i}.png" for i in range(4)]  # a space, as phones write
@@ -27,7 +27,7 @@ def reconstruction(model: str = "OPENCV", width: int = 320, height: int = 240) -
     for i, (name, c2w) in enumerate(zip(NAMES, poses(len(NAMES)), strict=True), start=1):
         w2c = np.linalg.inv(c2w)
         image = pycolmap.Image(name=name, camera_id=7, image_id=i)
-        pixels = camera.img_from_cam(in_camera(c2w))
+        pixels = colmap_pixels(camera, in_camera(c2w))
         image.points2D = pycolmap.Point2DList([pycolmap.Point2D(xy) for xy in pixels])
         made.add_image_with_trivial_frame(image, pycolmap.Rigid3d(w2c[:3, :4]))
     for k, point in enumerate(POINTS):
@@ -57,7 +57,7 @@ def test_models_written_by_colmap_are_read_alike(model: str, binary: bool, tmp_p
         np.testing.assert_allclose(image.c2w, c2w, atol=1e-9)
         points = in_camera(image.c2w)
         u, v = got.lenses[image.camera_id].project(points[:, 0] / points[:, 2], points[:, 1] / points[:, 2])
-        np.testing.assert_allclose(np.stack([u, v], 1), camera.img_from_cam(in_camera(c2w)), atol=1e-6)
+        np.testing.assert_allclose(np.stack([u, v], 1), colmap_pixels(camera, in_camera(c2w)), atol=1e-6)
     assert got.points is not None and got.points.errors is not None and got.points.tracks is not None
     order = np.argsort(got.points.rgb[:, 0].numpy())
     np.testing.assert_allclose(got.points.xyz.numpy()[order], POINTS, atol=1e-6)
@@ -72,7 +72,7 @@ def test_known_points_are_seen_where_the_cameras_say(place: str, downscale: int,
     write(tmp_path / place, binary=True)
     camera = pycolmap.Camera(model="OPENCV", width=320, height=240, params=PARAMETERS["OPENCV"], camera_id=7)
     for name, c2w in zip(NAMES, poses(len(NAMES)), strict=True):
-        save(tmp_path / "images" / name, blobs(320, 240, camera.img_from_cam(in_camera(c2w))))
+        save(tmp_path / "images" / name, blobs(320, 240, colmap_pixels(camera, in_camera(c2w))))
     with open_capture(tmp_path, downscale=downscale) as capture:
         assert capture.kind == "colmap" and capture.points is not None and len(capture.points) == len(POINTS)
         seen = 0

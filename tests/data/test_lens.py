@@ -13,7 +13,7 @@ from data.images import resize_area
 from data.lens import Lens, undistortion_map
 from data.store import Shot, _MapCache, make_photo
 from scene.errors import InputError
-from tests.data.pictures import save
+from tests.data.pictures import colmap_pixels, save
 
 # Parameters as phones, action cameras and COLMAP's own tests have them, for a 320 x 240 picture.
 PARAMETERS = {
@@ -55,7 +55,7 @@ def test_projection_equals_colmaps(name: str):
     points = np.c_[rng.uniform(-0.5, 0.5, (200, 2)), np.ones(200)]
     points[0, :2] = 0  # on the axis, where fisheye formulas divide by zero
     u, v = lens_of(name).project(points[:, 0], points[:, 1])
-    expected = colmap_camera(name).img_from_cam(points)
+    expected = colmap_pixels(colmap_camera(name), points)
     np.testing.assert_allclose(np.stack([u, v], axis=1), expected, atol=1e-7)  # px; both are float64
 
 
@@ -85,10 +85,10 @@ def test_undistorting_a_rendered_pattern_gives_the_pinhole_picture(name: str, do
     lens = lens_of(name)
     v, u = np.mgrid[:240, :320] + 0.5
     rays = colmap_camera(name).cam_from_img(np.stack([u.ravel(), v.ravel()], axis=1))
+    assert rays is not None
     distorted = pattern(rays[:, 0], rays[:, 1]).reshape(240, 320)
-    path = save(
-        tmp_path / "a.png", np.repeat(np.rint(np.clip(distorted, 0, 255)).astype(np.uint8)[..., None], 3, axis=2)
-    )
+    grey = np.rint(np.clip(distorted, 0, 255)).astype(np.uint8)
+    path = save(tmp_path / "a.png", np.repeat(grey[..., None], 3, axis=2))
     small = lens.resized(320 // downscale, 240 // downscale)
     pinhole = small.undistorted()
     shot = Shot(path, 1, None, False, (320, 240), (small.width, small.height), small, pinhole)
@@ -110,10 +110,9 @@ def test_principal_point_moves_with_the_crop_and_still_is_the_lens_axis():
     # Where the map is sampled at the pinhole's principal point it must give the lens' own.
     column, row = pinhole.cx - 0.5, pinhole.cy - 0.5
     left, top = int(column), int(row)
-    assert map_x[top, left] + (column - left) * (map_x[top, left + 1] - map_x[top, left]) == pytest.approx(
-        199.5, abs=1e-3
-    )
-    assert map_y[top, left] + (row - top) * (map_y[top + 1, left] - map_y[top, left]) == pytest.approx(299.5, abs=1e-3)
+    at_column = map_x[top, left] + (column - left) * (map_x[top, left + 1] - map_x[top, left])
+    at_row = map_y[top, left] + (row - top) * (map_y[top + 1, left] - map_y[top, left])
+    assert (at_column, at_row) == pytest.approx((199.5, 299.5), abs=1e-3)
     assert (pinhole.fx, pinhole.fy) == (500, 505)  # pincushion crops; the resolution stays
 
 
@@ -148,5 +147,5 @@ def test_impossible_intrinsics_are_refused(change: dict):
 
 
 def test_hopeless_distortion_is_refused_with_its_numbers():
-    with pytest.raises(InputError, match="1e\\+12|-1000000000000"):
+    with pytest.raises(InputError, match="-1000000000000"):
         Lens("opencv", 100, 100, 50, 50, 500, 50, (-1e12,)).undistorted()
