@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apps.console import Watcher
-from apps.film import load_scene, up_of
+from apps.film import up_of
 from apps.options import Export, parse
-from apps.run_cameras import read_cameras
+from apps.run_cameras import load_scene, read_cameras
 from scene.errors import InputError
 from scene.files import write_errors
 from scene.formats import load_mesh, save_mesh, save_splats

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from apps.console import Watcher
 from apps.options import Render, job_of_run, parse
-from apps.run_cameras import RunCameras, read_cameras
+from apps.run_cameras import RunCameras, load_scene, read_cameras
 from apps.signals import StopSignal
 from recon.gaussians import picture
 from scene import camera_paths
 from scene.cameras import Camera
 from scene.errors import InputError
 from scene.files import replacing
-from scene.formats import load_splats
 from scene.gaussians import Gaussians
 from scene.runs import Run
 
@@ -47,13 +46,6 @@ def main(arguments: Sequence[str]) -> None:
         pictures = pictures_along(scene, path, seen.background, progress, antialias=antialias)
         write_film(request.out, pictures, fps=request.fps)
         watcher.say(f"{len(path)} frames of {path[0].width} x {path[0].height}: {request.out}")
-
-
-def load_scene(run: Run) -> Gaussians:
-    """The scene of a run. Raises InputError when training has not finished."""
-    if not (run.folder / "scene.ply").is_file():
-        raise InputError(f"{run.folder} has no scene.ply yet; let `maquette recon` go on with --resume first")
-    return load_splats(run.folder / "scene.ply")
 
 
 def up_of(seen: RunCameras) -> tuple[float, float, float]:

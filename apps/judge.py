@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from apps.console import Watcher
-from apps.film import load_scene
 from apps.options import Evaluate, job_of_run, parse
 from apps.report import write_report
+from apps.run_cameras import load_scene
 from apps.signals import StopSignal
 from data.captures import Capture, open_capture
 from recon import gaussians, sfm

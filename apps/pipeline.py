@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apps.console import JsonLines, Watcher, clock
-from apps.film import load_scene, path_cameras, pictures_along, up_of, write_film
+from apps.film import path_cameras, pictures_along, up_of, write_film
 from apps.judge import judge
 from apps.options import ReconJob, parse_recon
 from apps.report import write_report
-from apps.run_cameras import read_cameras, write_cameras
+from apps.run_cameras import load_scene, read_cameras, write_cameras
 from apps.signals import StopSignal
 from data.captures import Capture, open_capture
 from recon import capture_check, gaussians, sfm
@@ -211,7 +211,13 @@ class _Work:
         began = time.monotonic()
         seen = read_cameras(run)
         try:
-            mesh = gaussians_to_mesh(trained, seen.train, MeshConfig(), progress=self.progress, stop=self.stop)
+            mesh = gaussians_to_mesh(
+                trained,
+                seen.train,
+                MeshConfig(antialias=self.job.config.antialias),
+                progress=self.progress,
+                stop=self.stop,
+            )
         except InputError as error:
             run.decide(f"No mesh: {error}")
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from apps.console import clock
 from apps.report_page import data_uri, page, section, table
 from apps.report_plots import camera_maps, curve
-from apps.run_cameras import RunCameras, read_cameras
+from apps.run_cameras import RunCameras, load_scene, read_cameras, sample_of_scene
 from scene.errors import InputError
 from scene.files import read_json, replacing, write_errors
 from scene.runs import Run, read_events
@@ -45,11 +46,11 @@ def write_report(run: Run) -> Path:
         seen = read_cameras(run)
     parts = [
         _header(run, title, config, metrics),
-        _hero(run),
+        _hero(run, seen),
         _cards(metrics),
         _decisions(run),
         _capture_check(run),
-        _cameras(seen),
+        _cameras(run, seen),
         _views(run),
         _curves(run),
         _timings(run, metrics),
@@ -79,14 +80,15 @@ def _header(run: Run, title: str, config: dict[str, Any], metrics: dict[str, Any
     return f"<header><h1>{escape(title)}</h1><p>{escape(' · '.join(facts))}</p>{ended}</header>"
 
 
-def _hero(run: Run) -> str:
+def _hero(run: Run, seen: RunCameras | None) -> str:
     film = run.folder / "turntable.mp4"
     if not film.is_file():
         return ""
     if film.stat().st_size > VIDEO_BYTES:
         return '<p><a href="turntable.mp4">turntable.mp4</a></p>'
     source = data_uri(film.read_bytes(), "video/mp4")
-    return f'<div class="hero"><video src="{source}" autoplay muted loop controls playsinline></video></div>'
+    shade = "light" if seen is not None and float(seen.background.mean()) > 0.5 else "dark"
+    return f'<div class="hero {shade}"><video src="{source}" autoplay muted loop controls playsinline></video></div>'
 
 
 def _cards(metrics: dict[str, Any]) -> str:
@@ -101,14 +103,14 @@ def _cards(metrics: dict[str, Any]) -> str:
     card("ssim", "SSIM on held-out photos", "{:.4f}")
     if "views_total" in metrics:
         registered = metrics.get("views_registered")
-        of = f"{registered} of {metrics['views_total']}" if registered is not None else str(metrics["views_total"])
+        of = f"{registered}/{metrics['views_total']}" if registered is not None else str(metrics["views_total"])
         shown.append((of, "photos with cameras" if registered is not None else "photos"))
     card("primitives", "Gaussians", "{:,}")
     card("mesh_faces", "mesh faces", "{:,}")
     card("chamfer", "Chamfer distance to the truth", "{:.4g}")
     if isinstance(metrics.get("seconds_total"), (int, float)):
-        shown.append((clock(metrics["seconds_total"]), "minutes in all"))
-    card("peak_memory_mb", "MB of memory at most", "{:,.0f}")
+        shown.append((clock(metrics["seconds_total"]), "time in all"))
+    card("peak_memory_mb", "MB of memory at peak", "{:,.0f}")
     cards = (f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in shown)
     return f'<div class="cards">{"".join(cards)}</div>' if shown else ""
 
@@ -132,16 +134,19 @@ def _capture_check(run: Run) -> str:
     )
 
 
-def _cameras(seen: RunCameras | None) -> str:
+def _cameras(run: Run, seen: RunCameras | None) -> str:
     if seen is None or not seen.cameras:
         return ""
+    if not len(seen.points):
+        with contextlib.suppress(InputError):
+            seen = replace(seen, points=sample_of_scene(load_scene(run)))
     held = sum(seen.held_out)
     key = (
         f'<span class="key"><i style="background:var(--accent)"></i>{len(seen.cameras) - held} trained'
         f'<i style="background:var(--held)"></i>{held} held out</span>'
     )
     unit = "The world is in metres." if seen.metric else "The world has no known scale."
-    return section("Where the photos were taken", f'<div class="grid2">{camera_maps(seen)}</div>', f"{key} {unit}")
+    return section("Where the photos were taken", f'<div class="grid2">{camera_maps(seen)}</div>', f"{key}. {unit}")
 
 
 def _views(run: Run) -> str:
@@ -151,7 +156,7 @@ def _views(run: Run) -> str:
     whole.sort(key=lambda view: float(view.get("psnr", 0)))
     # Worst, best and evenly between: an honest choice when not all fit.
     step = max(1.0, (len(whole) - 1) / (MAX_VIEWS - 1))
-    chosen = [whole[round(i * step)] for i in range(min(len(whole), MAX_VIEWS))]
+    chosen = [whole[round(i * step)] for i in range(min(len(whole), MAX_VIEWS))] if whole else []
     blocks: list[str] = []
     for width in PICTURE_WIDTHS:
         blocks = [_view(run, view, width) for view in chosen]
@@ -159,12 +164,14 @@ def _views(run: Run) -> str:
             break
     else:
         blocks = blocks[: max(1, len(blocks) * PICTURE_BYTES // max(1, sum(map(len, blocks))))]
-    note = "Photos that no stage after camera estimation has seen. Drag over a picture: photo left, render right."
-    if len(blocks) < len(views):
-        note += f" {len(blocks)} of {len(views)}, from the worst to the best; all are in renders/."
-    else:
-        note += " The worst comes first."
-    return section("Photos the scene was not trained on", "".join(blocks), note)
+    if not blocks:
+        return ""
+    low, high = float(whole[0].get("psnr", 0)), float(whole[-1].get("psnr", 0))
+    note = (
+        f"Kept out of the training to judge it: PSNR from {low:.1f} to {high:.1f} dB over {len(whole)} photos. "
+        f"{len(blocks)} of them below, the worst first. Drag across a picture: photo on the left, render on the right."
+    )
+    return section("Photos the scene was not trained on", f'<div class="views">{"".join(blocks)}</div>', note)
 
 
 def _pictures(run: Run, view: dict[str, Any]) -> dict[str, Path]:
@@ -173,20 +180,24 @@ def _pictures(run: Run, view: dict[str, Any]) -> dict[str, Path]:
 
 
 def _view(run: Run, view: dict[str, Any], width: int) -> str:
-    uris = {kind: _jpeg(path, width if kind != "error" else width // 2) for kind, path in _pictures(run, view).items()}
+    pictures = _pictures(run, view)
+    truth, aspect = _jpeg(pictures["truth"], width)
+    render, _ = _jpeg(pictures["render"], width)
+    error, _ = _jpeg(pictures["error"], width // 2)
     name = escape(str(view.get("name", "")))
     facts = f"<span>PSNR {float(view.get('psnr', 0)):.2f} dB</span><span>SSIM {float(view.get('ssim', 0)):.4f}</span>"
     return (
-        f'<div class="view"><p><b>{name}</b>{facts}</p><div class="pair"><div class="slider">'
-        f'<img src="{uris["truth"]}" alt="photo"><img class="over" src="{uris["render"]}" alt="render">'
+        f'<div class="view{" wide" if aspect > 1.1 else ""}"><p><b>{name}</b>{facts}</p><div class="pair">'
+        f'<div class="slider"><img src="{truth}" alt="photo"><img class="over" src="{render}" alt="render">'
         f'<input type="range" min="0" max="100" value="50" aria-label="photo or render of {name}">'
         '<span class="tag left">photo</span><span class="tag right">render</span></div>'
-        f'<figure><img src="{uris["error"]}" alt="difference"><figcaption>Difference: black none, white a quarter of '
+        f'<figure><img src="{error}" alt="difference"><figcaption>Difference: black none, white a quarter of '
         "the range or more</figcaption></figure></div></div>"
     )
 
 
-def _jpeg(path: Path, width: int) -> str:
+def _jpeg(path: Path, width: int) -> tuple[str, float]:
+    """A picture as a data URI at most `width` pixels wide, and its width over its height."""
     from PIL import Image
 
     with Image.open(path) as picture:
@@ -194,7 +205,7 @@ def _jpeg(path: Path, width: int) -> str:
         small = picture if picture.width <= width else picture.resize((width, height), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         small.convert("RGB").save(buffer, "JPEG", quality=84)
-    return data_uri(buffer.getvalue(), "image/jpeg")
+    return data_uri(buffer.getvalue(), "image/jpeg"), small.width / small.height
 
 
 def _curves(run: Run) -> str:

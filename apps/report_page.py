@@ -19,14 +19,16 @@ header h1 { font-size:34px; line-height:1.15; margin:0 0 6px; letter-spacing:-.0
 header p { color:var(--soft); margin:0; overflow-wrap:anywhere }
 h2 { font-size:21px; margin:52px 0 14px; letter-spacing:-.01em }
 .note { color:var(--soft); margin:-6px 0 14px; max-width:70ch }
-.hero { margin:26px 0 0; border-radius:14px; overflow:hidden; background:#000; display:flex; justify-content:center }
-.hero video { width:100%; max-height:520px; display:block; object-fit:contain }
-.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:12px; margin:26px 0 0 }
-.card { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:14px 16px;
+.hero { margin:26px 0 0; border-radius:14px; overflow:hidden; border:1px solid var(--line);
+  display:flex; justify-content:center }
+.hero.light { background:#fff } .hero.dark { background:#000 }
+.hero video { max-width:100%; height:440px; display:block; object-fit:contain }
+.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(130px,1fr)); gap:12px; margin:26px 0 0 }
+.card { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:13px 14px;
   box-shadow:var(--shade) }
-.card b { display:block; font-size:25px; line-height:1.2; letter-spacing:-.02em; font-weight:650;
+.card b { display:block; font-size:24px; line-height:1.2; letter-spacing:-.02em; font-weight:650;
   font-variant-numeric:tabular-nums }
-.card span { color:var(--soft); font-size:13.5px }
+.card span { color:var(--soft); font-size:13px; line-height:1.35; display:block; margin-top:3px }
 ul.plain { list-style:none; padding:0; margin:0 }
 ul.plain li { padding:9px 0 9px 26px; border-top:1px solid var(--line); position:relative; overflow-wrap:anywhere }
 ul.plain li:first-child { border-top:0 }
@@ -45,8 +47,10 @@ figure { margin:0 }
 .line { fill:none; stroke:var(--accent); stroke-width:2; stroke-linejoin:round } .dot { fill:var(--accent) }
 .cam { fill:none; stroke:var(--accent); stroke-width:1.3 } .held { fill:none; stroke:var(--held); stroke-width:1.8 }
 .key i { display:inline-block; width:11px; height:11px; border-radius:3px; margin:0 6px 0 14px; vertical-align:-1px }
-.view { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:12px; margin-bottom:14px;
-  box-shadow:var(--shade) }
+.views { display:grid; grid-template-columns:1fr 1fr; gap:14px }
+.view { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:12px; box-shadow:var(--shade);
+  min-width:0 } .view.wide { grid-column:1/-1 }
+@media (max-width:760px) { .views { grid-template-columns:1fr } }
 .view p { margin:0 0 8px; font-size:14px; display:flex; gap:14px; flex-wrap:wrap }
 .view p b { overflow-wrap:anywhere } .view p span { color:var(--soft); font-variant-numeric:tabular-nums }
 .pair { display:grid; grid-template-columns:2fr 1fr; gap:10px; align-items:start }

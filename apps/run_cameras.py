@@ -1,4 +1,4 @@
-"""RUN/cameras.json: the cameras a run was trained with, so that films and reports need neither photos nor COLMAP.
+"""What films and reports read of a run: its scene, and RUN/cameras.json, so that they need no photos and no COLMAP.
 
 {"up": [3] | null, "ordered", "metric", "background": [3] 0..1 behind the scene,
  "views": [{"name", "split": "train" | "test", "width", "height", "K", "c2w"}], OpenCV frames, as everywhere
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture
+from scene import sh
 from scene.cameras import Camera
 from scene.errors import InputError
 from scene.files import read_json
+from scene.formats import load_splats
+from scene.gaussians import Gaussians
 from scene.runs import Run
 
 MAP_POINTS = 2500
@@ -92,6 +95,21 @@ def read_cameras(run: Run) -> RunCameras:
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path} does not hold the cameras of a run ({error})") from error
+
+
+def load_scene(run: Run) -> Gaussians:
+    """The scene of a run. Raises InputError when training has not finished."""
+    if not (run.folder / "scene.ply").is_file():
+        raise InputError(f"{run.folder} has no scene.ply yet; let `maquette recon` go on with --resume first")
+    return load_splats(run.folder / "scene.ply")
+
+
+def sample_of_scene(scene: Gaussians) -> Tensor:
+    """Places and colours of the more opaque Gaussians, [P, 6], for the map of a source without a point cloud."""
+    solid = (scene.opacities > 0.5).nonzero()[:, 0]
+    solid = solid[:: max(1, math.ceil(len(solid) / MAP_POINTS))]
+    colors = (scene.sh_dc[solid] * sh.C0 + 0.5).clamp(0, 1) * 255
+    return torch.cat([scene.means[solid], colors], dim=1)
 
 
 def _camera(view: dict[str, Any]) -> Camera:
