@@ -45,7 +45,7 @@ def save_splats(path: Path, gaussians: Gaussians) -> None:
     n = len(g)
     columns = torch.cat(
         [
-            *(g.means, torch.zeros(n, 3), g.sh_dc, g.sh_rest.transpose(1, 2).reshape(n, -1)),
+            *(g.means, torch.zeros(n, 3), g.sh_dc, g.sh_rest.transpose(1, 2).reshape(n, 3 * g.sh_rest.shape[1])),
             *(g.opacity_logits[:, None], g.log_scales, torch.nn.functional.normalize(g.quats, dim=1)),
         ],
         dim=1,
@@ -83,7 +83,7 @@ def load_splats(path: Path) -> Gaussians:
         opacity_logits=block("opacity")[:, 0],
         sh_dc=block("f_dc_0", "f_dc_1", "f_dc_2"),
         sh_rest=(
-            block(*(f"f_rest_{i}" for i in range(rest))).reshape(-1, 3, rest // 3).transpose(1, 2).contiguous()
+            block(*(f"f_rest_{i}" for i in range(rest))).reshape(table.rows, 3, rest // 3).transpose(1, 2).contiguous()
             if rest
             else torch.zeros(table.rows, 0, 3)
         ),
@@ -273,7 +273,7 @@ def _fans(counts: NDArray[np.int64], corners: NDArray, vertices: int) -> NDArray
     """Polygons, given as their numbers of corners and all corners in a row, as triangles from their first corner."""
     corners = corners.astype(np.int64)
     if len(corners) and (corners.min() < 0 or corners.max() >= vertices):
-        raise InputError(f"faces point to vertex {corners.min()} to {corners.max()}, there are {vertices}")
+        raise ValueError(f"faces point to vertex {corners.min()} to {corners.max()}, there are {vertices}")
     triangles = np.maximum(counts - 2, 0)
     starts = np.repeat(np.cumsum(counts) - counts, triangles)
     step = np.arange(int(triangles.sum())) - np.repeat(np.cumsum(triangles) - triangles, triangles)

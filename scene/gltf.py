@@ -23,7 +23,7 @@ COMPONENTS = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: 
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 MAX_JSON_BYTES = 64 << 20
-MAX_NODES, MAX_DEPTH = 100_000, 64
+MAX_NODES, MAX_DEPTH = 20_000, 64
 MAX_CORNERS = 1 << 26  # summed over all instances: a few nodes may repeat one mesh without end
 
 
@@ -129,24 +129,29 @@ def _chunks(path: Path) -> tuple[dict[str, Any], memoryview]:
 class _Reader:
     def __init__(self, document: dict[str, Any], binary: memoryview) -> None:
         self.document, self.binary = document, binary
-        self.parts: list[Mesh] = []
-        self.corners = 0
+        self.instances: list[tuple[int, NDArray[np.float64]]] = []  # mesh number, world from mesh
+        self.visited = self.corners = 0
 
     def mesh(self) -> Mesh:
         nodes = self.document.get("nodes", [])
         scenes = self.document.get("scenes")
         roots = scenes[self.document.get("scene", 0)].get("nodes", []) if scenes else list(range(len(nodes)))
-        self.visited = 0
         for root in roots:
             self._node(root, np.eye(4), 0)
-        if not self.parts:
+        parts: list[Mesh] = []
+        for number, world in self.instances:
+            for primitive in self.document["meshes"][number]["primitives"]:
+                part = self._primitive(primitive)
+                if part is not None:
+                    parts.append(part.transformed(world))
+        if not parts:
             raise ValueError("no triangles in it")
-        starts = np.cumsum([0] + [len(p.vertices) for p in self.parts[:-1]])
-        colors = [p.colors for p in self.parts if p.colors is not None]
+        starts = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
+        colors = [p.colors for p in parts if p.colors is not None]
         return Mesh(
-            np.concatenate([p.vertices for p in self.parts]),
-            np.concatenate([p.faces + start for p, start in zip(self.parts, starts, strict=True)]),
-            np.concatenate(colors) if len(colors) == len(self.parts) else None,
+            np.concatenate([p.vertices for p in parts]),
+            np.concatenate([p.faces + start for p, start in zip(parts, starts, strict=True)]),
+            np.concatenate(colors) if len(colors) == len(parts) else None,
         )
 
     def _node(self, index: int, parent: NDArray[np.float64], depth: int) -> None:
@@ -156,10 +161,7 @@ class _Reader:
         node = self.document["nodes"][_natural(index)]
         world = parent @ _matrix(node)
         if "mesh" in node:
-            for primitive in self.document["meshes"][_natural(node["mesh"])]["primitives"]:
-                part = self._primitive(primitive)
-                if part is not None:
-                    self.parts.append(part.transformed(world))
+            self.instances.append((_natural(node["mesh"]), world))
         for child in node.get("children", []):
             self._node(child, world, depth + 1)
 
