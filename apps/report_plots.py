@@ -101,19 +101,24 @@ def _map(title: str, seen: RunCameras, across: Tensor, high: Tensor, focus: Tens
     basis = torch.stack([across, -high]).double()
     c2w = torch.stack([camera.c2w for camera in seen.cameras]).double()
     centers = (c2w[:, :3, 3] - focus) @ basis.T
-    reach = float(centers.norm(dim=-1).quantile(0.98)) or 1.0
     points = (seen.points[:, :3].double() - focus) @ basis.T
-    if len(points):
-        # A few far points of a sparse cloud must not shrink the cameras to a dot.
-        reach = max(reach, min(float(points.norm(dim=-1).quantile(0.7)), 2 * reach))
+    # A few far points of a sparse cloud must not shrink the cameras to a dot: only points about as far out as the
+    # cameras count, and of those the inner nine tenths.
+    near = points[points.norm(dim=-1) <= 1.2 * float(centers.norm(dim=-1).max())]
+    shown = centers
+    if len(near) >= 10:
+        shown = torch.cat([centers, near.quantile(torch.tensor([0.05, 0.95], dtype=near.dtype), dim=0)])
+    low, high_corner = shown.amin(0), shown.amax(0)
+    middle, reach = (low + high_corner) / 2, float((high_corner - low).max()) / 2 or 1.0
     scale = MAP_SIZE / 2 / (1.18 * reach)
+    points = points - middle
     shapes = []
     for (x, y), color in zip((MAP_SIZE / 2 + points * scale).tolist(), seen.points[:, 3:].int().tolist()):
         if 0 <= x <= MAP_SIZE and 0 <= y <= MAP_SIZE:
             shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.3" fill="rgb({color[0]},{color[1]},{color[2]})"/>')
     for name, camera, held in zip(seen.names, seen.cameras, seen.held_out):
         corners = _frustum(camera.c2w.double(), camera.fov_x, camera.fov_y, 0.11 * reach)
-        flat = MAP_SIZE / 2 + ((corners - focus) @ basis.T) * scale
+        flat = MAP_SIZE / 2 + ((corners - focus) @ basis.T - middle) * scale
         apex, *rim = [f"{x:.1f} {y:.1f}" for x, y in flat.tolist()]
         path = f"M{rim[0]}L{rim[1]}L{rim[2]}L{rim[3]}Z" + "".join(f"M{apex}L{corner}" for corner in rim)
         kind = "held" if held else "cam"

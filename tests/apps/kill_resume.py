@@ -1,0 +1,131 @@
+"""Kills a reconstruction at random moments until it is done, and compares it with one that nobody disturbed.
+
+    python -m tests.apps.kill_resume [--kills 20] [--seed 0] [--source FOLDER] [FLAGS OF maquette recon ...]
+
+Ends with 0 when the run came through all kills with equal metrics and an equal scene, bit for bit; prints one line per
+kill. Without --source it makes a tiny capture of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.apps.tiny import write_tiny
+
+log = logging.getLogger("kill_resume")
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMELESS = ("psnr", "ssim", "steps", "primitives", "parameters", "mesh_faces", "mesh_watertight", "views_registered")
+TINY_FLAGS = ("--steps", "1500", "--max-splats", "1500", "--initial-splats", "500", "--checkpoint-seconds", "0.3")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What must not depend on having been killed."""
+
+    metrics: dict[str, Any]
+    scene: str  # hash of scene.ply
+    mesh: str  # hash of mesh.glb
+
+    @staticmethod
+    def of(run: Path) -> Outcome:
+        metrics = json.loads((run / "metrics.json").read_text())
+        files = (hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("scene.ply", "mesh.glb"))
+        return Outcome({name: metrics.get(name) for name in TIMELESS}, *files)
+
+
+def start(source: Path, run: Path, flags: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """A reconstruction in a process of its own; goes on with the run where there is one already."""
+    command = [sys.executable, "-m", "apps.cli", "recon", str(source), "--out", str(run), "--resume", *flags]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"maquette recon ended with {process.returncode}:\n{errors.decode()[-2000:]}")
+
+
+def has_begun(run: Path) -> bool:
+    return (run / "cameras.json").exists()
+
+
+def kill_until_done(source: Path, run: Path, flags: tuple[str, ...], kills: int, whole_s: float, seed: int) -> int:
+    """Kill the run `kills` times, at moments spread over its whole length, then let it end. Returns the kills made.
+
+    whole_s: seconds that an undisturbed run works, from which the moments are drawn.
+    """
+    rng = random.Random(seed)
+    made = 0
+    while made < kills:
+        process = start(source, run, flags)
+        # Imports take seconds and are the same each time: the clock starts when this process has written something.
+        mark = _last_change(run)
+        while process.poll() is None and _last_change(run) == mark:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 1.6 * whole_s / max(1, kills)))
+        if process.poll() is not None:
+            finish(process)  # done before it could be killed: a longer run is needed for more kills
+            return made
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        made += 1
+        log.info("kill %2d: %s", made, _where(run))
+    finish(start(source, run, flags))
+    return made
+
+
+def _last_change(run: Path) -> int:
+    path = run / "events.jsonl"
+    return path.stat().st_size if path.exists() else -1
+
+
+def _where(run: Path) -> str:
+    path = run / "events.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    try:
+        event = json.loads(lines[-1])
+        return f"{event['stage'] or 'start'} {event['step'] or ''}"
+    except (IndexError, ValueError):
+        return "start" if not lines else "in the middle of an event"
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder for the two runs; default a temporary one")
+    options, flags = parser.parse_known_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        source = options.source or write_tiny(Path(temporary) / "ball")
+        wanted = (*TINY_FLAGS, *flags) if options.source is None else tuple(flags)
+        finish(start(source, folder / "whole", wanted))
+        whole = Outcome.of(folder / "whole")
+        seconds = json.loads((folder / "whole" / "metrics.json").read_text())["seconds_total"]
+        log.info("undisturbed: %.1f s, %s", seconds, whole.metrics)
+        made = kill_until_done(source, folder / "killed", wanted, options.kills, seconds, options.seed)
+        killed = Outcome.of(folder / "killed")
+    equal = killed == whole
+    log.info("%d of %d kills; the outcome is %s", made, options.kills, "equal" if equal else f"different: {killed}")
+    return 0 if equal and made == options.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
