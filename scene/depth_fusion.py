@@ -104,7 +104,7 @@ def judge(frame: DepthFrame, *, jump: float) -> ObservedDepth:
         held = torch.nn.functional.max_pool2d((~empty)[None, None].to(depth), 3, 1, 1)[0, 0] > 0
         depth = torch.where(empty, FREE_DEPTH, depth)
         weight = torch.where(empty, torch.where(held, 0, 1.0), weight)
-    return ObservedDepth(frame.camera, depth, surface.slope.clamp(GRAZING, 1), weight)
+    return ObservedDepth(frame.camera, depth, surface.slope.clamp_min(GRAZING), weight)
 
 
 def fuse_depths(
@@ -177,11 +177,29 @@ def extract(tsdf: Tensor, weights: Tensor, blocks: Tensor, *, voxel_size: float,
     slots = slots.numpy().astype(np.int64)
     grid.attribute("tsdf").numpy()[slots] = tsdf.to(torch.float32).numpy()[..., None]
     grid.attribute("weight").numpy()[slots] = weights.to(torch.float32).numpy()[..., None]
-    surface = grid.extract_triangle_mesh(least_weight)
-    if not len(surface.triangle.indices if "indices" in surface.triangle else ()):
+    try:
+        surface = grid.extract_triangle_mesh(least_weight)
+    except RuntimeError as error:
+        if "SetVertexColors" not in str(error):
+            raise
+        # The library trips over its own empty list of colours when there is no surface.
         return Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int32))
     vertices = surface.vertex.positions.numpy().astype(np.float64) * voxel_size
-    return Mesh(vertices, surface.triangle.indices.numpy().astype(np.int32))
+    return in_fixed_order(Mesh(vertices, surface.triangle.indices.numpy().astype(np.int32)))
+
+
+def in_fixed_order(mesh: Mesh) -> Mesh:
+    """The same uncoloured mesh with vertices sorted by place and faces by vertices.
+
+    The library's threads number vertices as they come; decimation depends on the order, and a run must not.
+    """
+    order = np.lexsort(mesh.vertices.T)
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    faces = rank[mesh.faces]
+    first = faces.argmin(axis=1)[:, None]
+    faces = np.take_along_axis(faces, (first + np.arange(3)) % 3, axis=1)
+    return Mesh(mesh.vertices[order], faces[np.lexsort(faces.T[::-1])])
 
 
 def colors_from_frames(mesh: Mesh, frames: Sequence[DepthFrame], *, tolerance: float) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ struct DepthView {
     Vec3<S> translation;
 };
 
-constexpr float kFreeDepth = 1e30f;
+constexpr double kFreeDepth = 1e30;
 
 template <typename S>
 struct Observation {
@@ -60,7 +60,7 @@ MQ_HD Observation<S> observe(const DepthView<S>& view, const Vec3<S>& point, S t
         }
     }
     const S distance = (depth - q.z) * slope;
-    if (distance <= -truncation) return {S(0), S(0)};
+    if (!(distance > -truncation)) return {S(0), S(0)};  // also when a depth is not a number
     return {minimum(distance, truncation), weight * minimum(S(1), S(1) + distance / truncation)};
 }
 

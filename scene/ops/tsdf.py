@@ -113,4 +113,5 @@ def _observe(seen: ObservedDepth, camera: Camera, points: Tensor, truncation: fl
 
     distance = torch.where(rough.abs() > 2 * truncation, rough, (depth - z) * slope)
     weight = torch.where(distance > -truncation, weight * (1 + distance / truncation).clamp(0, 1), 0)
-    return distance.clamp(-truncation, truncation), weight
+    # Nothing is believed of a depth that is not a number.
+    return torch.where(weight > 0, distance.clamp(-truncation, truncation), 0), weight
