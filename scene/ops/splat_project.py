@@ -9,7 +9,7 @@ keep their shape in float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -187,24 +187,43 @@ def project_reference(
 ) -> Projected:
     """The same in plain torch: the oracle and the fallback. Kept obvious, never tuned."""
     coeffs = torch.cat([sh_dc[:, None], sh_rest[:, : sh.coefficients(sh_degree) - 1]], dim=1)
-    rows = (means, quats, log_scales, opacity_logits, coeffs)
-    rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
+    splats = (means, quats, log_scales, opacity_logits, coeffs)
+    lens = Lens.of(K, width, height, near, sh_degree, antialias)
+    # What is not drawn is left out before any arithmetic that autograd sees, so that not even its gradient is NaN.
     with torch.no_grad():
-        # A splat with a bad number is left out before any arithmetic, so that not even its gradient is NaN.
-        finite = torch.stack([row.reshape(len(row), -1).isfinite().all(dim=1) for row in rows]).all(dim=0)
-        in_front = means @ rotation[2] + translation[2] > near
-        ids = torch.nonzero(finite & in_front & (quats.square().sum(dim=1) > LEAST_SQUARED_QUAT)).squeeze(1)
-    means, quats, log_scales, opacity_logits, coeffs = (row[ids] for row in rows)
+        finite = torch.stack([part.flatten(1).isfinite().all(1) for part in (means, quats, log_scales, coeffs)]).all(0)
+        in_front = means @ viewmat[2, :3] + viewmat[2, 3] > near
+        a_rotation = quats.square().sum(1) > LEAST_SQUARED_QUAT
+        ids = torch.nonzero(finite & opacity_logits.isfinite() & in_front & a_rotation).squeeze(1)
+        out = _footprints(*(part[ids] for part in splats), viewmat, lens)
+        size = means.new_tensor([width, height])
+        # Touches the image: its box covers the centre of a pixel.
+        touches = ((out.means2d + out.extents >= 0.5) & (out.means2d - out.extents <= size - 0.5)).all(1)
+        numbers = torch.cat([out.means2d, out.conics, out.extents, out.colors, out.opacities[:, None]], dim=1)
+        ids = ids[touches & (out.opacities >= ALPHA_MIN) & numbers.isfinite().all(1)]
+    out = _footprints(*(part[ids] for part in splats), viewmat, lens)
+    return replace(out, ids=ids.to(torch.int32), normals=out.normals if with_normals else None)
 
-    in_camera = means @ rotation.T + translation  # [V, 3]
-    x, y, z = in_camera.unbind(-1)
-    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
 
-    # Covariance: A = J W R diag(s), cov2d = A A^T + BLUR I. J is taken at the tangent held inside the widened image.
+def _footprints(
+    means: Tensor,
+    quats: Tensor,
+    log_scales: Tensor,
+    opacity_logits: Tensor,
+    coeffs: Tensor,
+    viewmat: Tensor,
+    lens: Lens,
+) -> Projected:
+    """The projection of all that is given; ids are left to the caller."""
+    fx, fy, cx, cy, width, height = lens[:6]
+    rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
+    center = -(rotation.T @ translation)
+    x, y, z = (means @ rotation.T + translation).unbind(-1)
+
+    # Covariance: half = J W R diag(s), cov2d = half half^T + BLUR I. J is taken at the tangent held near the image.
     margin_x, margin_y = FRUSTUM_MARGIN * 0.5 * width / fx, FRUSTUM_MARGIN * 0.5 * height / fy
-    tan_x = torch.minimum(torch.maximum(x / z, -cx / fx - margin_x), (width - cx) / fx + margin_x)
-    tan_y = torch.minimum(torch.maximum(y / z, -cy / fy - margin_y), (height - cy) / fy + margin_y)
+    tan_x = (x / z).clamp(-cx / fx - margin_x, (width - cx) / fx + margin_x)
+    tan_y = (y / z).clamp(-cy / fy - margin_y, (height - cy) / fy + margin_y)
     zero = torch.zeros_like(z)
     jacobian = torch.stack(
         [torch.stack([fx / z, zero, -fx * tan_x / z], dim=-1), torch.stack([zero, fy / z, -fy * tan_y / z], dim=-1)],
@@ -216,32 +235,21 @@ def project_reference(
     cov_xx, cov_xy, cov_yy = plain[:, 0, 0] + BLUR, plain[:, 0, 1], plain[:, 1, 1] + BLUR
     det_plain = torch.linalg.cross(half[:, 0], half[:, 1]).square().sum(-1)  # Cauchy-Binet: never negative
     det = det_plain + BLUR * (plain[:, 0, 0] + plain[:, 1, 1]) + BLUR * BLUR
-    conics = torch.stack([cov_yy / det, -cov_xy / det, cov_xx / det], dim=-1)
 
     opacities = torch.sigmoid(opacity_logits)
-    if antialias:
+    if lens.antialias:
         opacities = opacities * (det_plain / det).clamp_min(LEAST_COMPENSATION).sqrt()
-
-    center = -(rotation.T @ translation)
-    colors = (sh.evaluate(coeffs, torch.nn.functional.normalize(means - center, dim=-1)) + 0.5).clamp_min(0)
-
-    with torch.no_grad():
-        reach = (2 * (opacities / ALPHA_MIN).clamp_min(1).log()).sqrt()
-        extents = reach[:, None] * torch.stack([cov_xx, cov_yy], dim=-1).sqrt()
-        size = means2d.new_tensor([width, height])
-        touches = ((means2d + extents >= 0.5) & (means2d - extents <= size - 0.5)).all(dim=1)  # a pixel's centre
-        numbers = torch.cat([means2d, conics, extents, colors, opacities[:, None]], dim=1)
-        seen = torch.nonzero(touches & (opacities >= ALPHA_MIN) & numbers.isfinite().all(dim=1)).squeeze(1)
-
+    reach = (2 * (opacities.detach() / ALPHA_MIN).clamp_min(1).log()).sqrt()
+    directions = torch.nn.functional.normalize(means - center, dim=-1)
     return Projected(
-        ids=ids[seen].to(torch.int32),
-        means2d=means2d[seen],
-        conics=conics[seen],
-        opacities=opacities[seen],
-        colors=colors[seen],
-        depths=z[seen],
-        normals=_normals(axes[seen], log_scales[seen], means[seen] - center) if with_normals else None,
-        extents=extents[seen],
+        ids=torch.empty(0, dtype=torch.int32),
+        means2d=torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1),
+        conics=torch.stack([cov_yy / det, -cov_xy / det, cov_xx / det], dim=-1),
+        opacities=opacities,
+        colors=(sh.evaluate(coeffs, directions) + 0.5).clamp_min(0),
+        depths=z,
+        normals=_normals(axes, log_scales, means - center),
+        extents=reach[:, None] * torch.stack([cov_xx, cov_yy], dim=-1).detach().sqrt(),
     )
 
 
