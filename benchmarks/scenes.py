@@ -69,7 +69,7 @@ def fox_folder() -> Path | None:
 
 def fox_capture(folder: Path) -> Capture:
     """The fox photos at 270x480 with their given poses."""
-    return open_capture(folder, downscale=0.25)
+    return open_capture(folder, downscale=4)
 
 
 def fox_config(steps: int, splats: int) -> Config:
