@@ -14,6 +14,7 @@ namespace maquette {
 namespace {
 
 constexpr int kBandsPerTile = kTile / kBlock;
+constexpr int kPrefetch = 16;  // splats ahead
 
 // The region alpha >= 1/255 of a splat: xx dx^2 + 2 xy dx dy + yy dy^2 <= t, t = 2 ln(255 opacity), grown a little so
 // that rounding never loses a pixel. On the line dy the ellipse spans dx = slope dy +- half_row sqrt(1 - (dy / ey)^2).
@@ -33,7 +34,7 @@ struct Ellipse {
         slope = -xy / xx;
         half_row = grown(std::sqrt(t / xx));
         dy_right = -xy / yy * ex;
-        return inside(x, ex, width, x0, x1) && inside(y, ey, height, y0, y1) && std::isfinite(splats.depths[i]);
+        return inside(x, ex, width, x0, x1) && inside(y, ey, height, y0, y1);
     }
 
   private:
@@ -88,6 +89,14 @@ struct BandSpans {
     }
 };
 
+// Depth order jumps about in the arrays.
+void prefetch(const SplatShapes& splats, std::uint32_t i) {
+    __builtin_prefetch(splats.means2d + 2 * i);
+    __builtin_prefetch(splats.conics + 3 * i);
+    __builtin_prefetch(splats.opacities + i);
+    __builtin_prefetch(splats.extents + 2 * i);
+}
+
 // The blocks of tile column `column` among the four bands of a tile row.
 std::uint32_t block_mask(const std::int32_t* first, const std::int32_t* last, int column) {
     std::uint32_t mask = 0;
@@ -109,6 +118,7 @@ void SplatBins::list_chunk(const SplatShapes& splats, int chunk) {
     BandSpans spans;
     for (std::uint32_t rank = chunk_begin(chunk); rank < chunk_begin(chunk + 1); ++rank) {
         slot_begin_[rank] = std::uint32_t(pairs.size());  // within the chunk, for now
+        if (rank + kPrefetch < count_) prefetch(splats, order_[rank + kPrefetch]);
         if (!ellipse.make(splats, order_[rank], width_, height_)) continue;
         const int last_row = ellipse.y1 / kTile;
         for (int row = ellipse.y0 / kTile; row <= last_row; ++row) {
@@ -136,14 +146,14 @@ void SplatBins::place_chunk(int chunk) {
     for (const Pair& pair : chunk_pairs_[chunk]) items_[places[pair.tile]++] = {pair.rank, slot++, pair.mask};
 }
 
-// Longest list first: the last tiles to be taken are short ones, so all threads end together.
+// Row by row, so that neighbouring tiles find the records of the splats they share in the cache; but lists much longer
+// than the mean first, so that no thread is left alone with one at the end.
 void SplatBins::make_schedule() {
-    std::uint64_t* keys = schedule_keys_.resize(tiles());
-    for (int tile = 0; tile < tiles(); ++tile)
-        keys[tile] = std::uint64_t(~(tile_begin_[tile + 1] - tile_begin_[tile])) << 32 | std::uint32_t(tile);
-    std::sort(keys, keys + tiles());
-    std::uint32_t* schedule = schedule_.resize(tiles());
-    for (int tile = 0; tile < tiles(); ++tile) schedule[tile] = std::uint32_t(keys[tile]);
+    const std::uint32_t *begin = tile_begin_.data(), heavy = std::uint32_t(4 * pairs_ / tiles());
+    std::uint32_t* next = schedule_.resize(tiles());
+    for (const bool wanted : {true, false})
+        for (int tile = 0; tile < tiles(); ++tile)
+            if ((begin[tile + 1] - begin[tile] > heavy) == wanted) *next++ = std::uint32_t(tile);
 }
 
 std::int64_t SplatBins::build(const SplatShapes& splats, int width, int height) {
@@ -182,7 +192,7 @@ std::int64_t SplatBins::build(const SplatShapes& splats, int width, int height) 
 
 void SplatBins::poison() {
     chunk_counts_.poison(), order_.poison(), tile_begin_.poison(), slot_begin_.poison(), schedule_.poison();
-    schedule_keys_.poison(), items_.poison();
+    items_.poison();
 }
 
 }  // namespace maquette

@@ -41,7 +41,7 @@ class SplatBins {
     const std::uint32_t* tile_begin() const { return tile_begin_.data(); }  // [tiles + 1] into items
     const TileItem* items() const { return items_.data(); }                 // [pairs]
     const std::uint32_t* slot_begin() const { return slot_begin_.data(); }  // [count + 1] by rank, into slots
-    const std::uint32_t* schedule() const { return schedule_.data(); }      // [tiles] longest list first
+    const std::uint32_t* schedule() const { return schedule_.data(); }      // [tiles] order in which to work
 
     void poison();
 
@@ -63,7 +63,6 @@ class SplatBins {
     std::vector<Pair> chunk_pairs_[kChunks];
     Buffer<std::uint32_t> chunk_counts_;  // [kChunks, tiles], then where the chunk's pairs of the tile begin
     Buffer<std::uint32_t> order_, tile_begin_, slot_begin_, schedule_;
-    Buffer<std::uint64_t> schedule_keys_;
     Buffer<TileItem> items_;
 };
 

@@ -9,7 +9,7 @@ namespace maquette {
 namespace {
 
 constexpr int kPrefetch = 8;  // items ahead whose records are fetched
-enum { kT, kBehind, kRed, kGreen, kBlue, kZ, kNormalX, kNormalY, kNormalZ, kPlanes };
+enum { kLight, kBehind, kRed, kGreen, kBlue, kZ, kNormalX, kNormalY, kNormalZ, kPlanes };
 
 using Planes = float[kPlanes][kBlockPixels];
 
@@ -17,7 +17,7 @@ template <bool kGeometry>
 MQ_INLINE PixelGradient<Floats> load_pixels(const Planes& planes, int part) {
     const auto plane = [&](int i) { return Floats::load(planes[i] + part * Floats::count); };
     PixelGradient<Floats> pixels;
-    pixels.transmittance = plane(kT), pixels.behind = plane(kBehind);
+    pixels.light = plane(kLight), pixels.behind = plane(kBehind);
     pixels.v_red = plane(kRed), pixels.v_green = plane(kGreen), pixels.v_blue = plane(kBlue);
     if constexpr (kGeometry) {
         pixels.v_z = plane(kZ);
@@ -26,29 +26,46 @@ MQ_INLINE PixelGradient<Floats> load_pixels(const Planes& planes, int part) {
     return pixels;
 }
 
+// Reads a row of an image of kChannels and adds value * v to `behind`.
+template <int kChannels>
+MQ_INLINE void read_row(const float* v, const float* value, int columns, float (*channels)[kTile], float* behind) {
+    float v_mixed[kChannels * kTile] = {}, mixed[kChannels * kTile] = {};
+    std::memcpy(v_mixed, v, kChannels * columns * sizeof(float));
+    std::memcpy(mixed, value, kChannels * columns * sizeof(float));
+    for (int k = 0; k < kChannels; ++k)
+        for (int i = 0; i < kTile; ++i) {
+            channels[k][i] = v_mixed[kChannels * i + k];
+            behind[i] += v_mixed[kChannels * i + k] * mixed[kChannels * i + k];
+        }
+}
+
 // Upstream gradients of the tile's pixels, and what all of a pixel's light, the background's included, is worth:
-// v_rgb . rgb + v_depth depth + v_normal . normal - v_alpha (1 - alpha).
+// v_rgb . rgb + v_depth depth + v_normal . normal - v_alpha (1 - alpha). Off the image there is no light.
 template <bool kGeometry>
 void read_images(const TileFrame& frame, const BlendImages<const float>& images, const BlendUpstream<float>& upstream,
                  Planes* planes) {
     std::memset(planes, 0, sizeof(Planes) * kTileBlocks);
-    for (int block = 0; block < kTileBlocks; ++block)
-        for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
-            if (!frame.inside(block, pixel)) continue;  // T = 0 there: nothing is blended
-            const std::int64_t at = frame.offset(block, pixel);
-            float behind = 0;
-            const auto put = [&](int plane, const float* v, const float* value, std::int64_t i) {
-                planes[block][plane][pixel] = v[i];
-                behind += v[i] * value[i];
-            };
-            for (int k = 0; k < 3; ++k) put(kRed + k, upstream.rgb, images.rgb, 3 * at + k);
-            if (kGeometry && upstream.depth) put(kZ, upstream.depth, images.depth, at);
-            if (kGeometry && upstream.normal)
-                for (int k = 0; k < 3; ++k) put(kNormalX + k, upstream.normal, images.normal, 3 * at + k);
-            if (upstream.alpha) behind -= upstream.alpha[at] * (1.0f - images.alpha[at]);
-            planes[block][kT][pixel] = 1.0f;
-            planes[block][kBehind][pixel] = behind;
+    const int columns = frame.columns();
+    float channels[3][kTile], light[kTile] = {};
+    std::fill(light, light + columns, 1.0f);
+    for (int row = 0; row < frame.rows(); ++row) {
+        const std::int64_t at = frame.offset(row);
+        float behind[kTile] = {};
+        read_row<3>(upstream.rgb + 3 * at, images.rgb + 3 * at, columns, channels, behind);
+        for (int k = 0; k < 3; ++k) store_row(planes, kRed + k, row, channels[k]);
+        if (kGeometry && upstream.depth) {
+            read_row<1>(upstream.depth + at, images.depth + at, columns, channels, behind);
+            store_row(planes, kZ, row, channels[0]);
         }
+        if (kGeometry && upstream.normal) {
+            read_row<3>(upstream.normal + 3 * at, images.normal + 3 * at, columns, channels, behind);
+            for (int k = 0; k < 3; ++k) store_row(planes, kNormalX + k, row, channels[k]);
+        }
+        if (upstream.alpha)
+            for (int i = 0; i < columns; ++i) behind[i] -= upstream.alpha[at + i] * (1.0f - images.alpha[at + i]);
+        store_row(planes, kLight, row, light);
+        store_row(planes, kBehind, row, behind);
+    }
 }
 
 template <bool kGeometry, bool kAbsgrad>
@@ -71,11 +88,19 @@ MQ_INLINE void blend_blocks(const SplatRecord<float>& splat, std::uint32_t mask,
             const Floats dy = Floats(splat.mean_y) - Floats::load(frame.y[block] + lane);
             PixelGradient<Floats> pixels = load_pixels<kGeometry>(planes[block], part);
             add_gradient<kGeometry, kAbsgrad>(sums, pixels, splat, dx, dy, exp2(log2_alpha(splat, dx, dy)));
-            pixels.transmittance.store(planes[block][kT] + lane);
+            pixels.light.store(planes[block][kLight] + lane);
             pixels.behind.store(planes[block][kBehind] + lane);
         }
     }
     store_sums<kSums>(sums, slot);
+}
+
+// Depth order jumps about in the arrays.
+void prefetch(const BlendGradients<float>& gradients, std::size_t i) {
+    __builtin_prefetch(gradients.means2d + 2 * i, 1);
+    __builtin_prefetch(gradients.conics + 3 * i, 1);
+    __builtin_prefetch(gradients.opacities + i, 1);
+    __builtin_prefetch(gradients.colors + 3 * i, 1);
 }
 
 }  // namespace
@@ -95,7 +120,10 @@ void SplatBlend::backward_tile(const SplatBins& bins, int tile, const BlendImage
             for (int block = 0; block < kTileBlocks; ++block)
                 if (i < block_end[block]) live |= 1u << block, next_end = std::min(next_end, block_end[block]);
         }
-        if (i + kPrefetch < end) __builtin_prefetch(&records_[bins.items()[i + kPrefetch].rank]);
+        if (i + kPrefetch < end) {
+            __builtin_prefetch(&records_[bins.items()[i + kPrefetch].rank]);
+            __builtin_prefetch(&slots_[std::size_t(bins.items()[i + kPrefetch].slot) * kSplatSums], 1);
+        }
         const TileItem item = bins.items()[i];
         float* slot = slots_.data() + std::size_t(item.slot) * kSplatSums;
         if (item.mask & live)
@@ -109,6 +137,7 @@ void SplatBlend::backward_tile(const SplatBins& bins, int tile, const BlendImage
 void SplatBlend::sum_slots(const SplatBins& bins, const BlendGradients<float>& gradients) {
     parallel_ranges(bins.count(), 2048, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t rank = begin; rank < end; ++rank) {
+            if (rank + kPrefetch < end) prefetch(gradients, bins.order()[rank + kPrefetch]);
             Floats total[kSplatSums / Floats::count];
             for (Floats& part : total) part = Floats(0.0f);
             for (std::uint32_t slot = bins.slot_begin()[rank]; slot < bins.slot_begin()[rank + 1]; ++slot)

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "cpu/parallel.h"
 #include "cpu/splat_blend.h"
@@ -18,7 +19,8 @@ template <bool kGeometry>
 MQ_INLINE PixelSums<Floats> load_pixels(const Planes& planes, int part) {
     const auto plane = [&](int i) { return Floats::load(planes[i] + part * Floats::count); };
     PixelSums<Floats> pixels;
-    pixels.transmittance = plane(kT), pixels.red = plane(kRed), pixels.green = plane(kGreen), pixels.blue = plane(kBlue);
+    pixels.light = pixels.transmittance = plane(kT);
+    pixels.red = plane(kRed), pixels.green = plane(kGreen), pixels.blue = plane(kBlue);
     if constexpr (kGeometry) {
         pixels.z = plane(kZ), pixels.median_depth = plane(kMedian);
         pixels.normal_x = plane(kNormalX), pixels.normal_y = plane(kNormalY), pixels.normal_z = plane(kNormalZ);
@@ -43,8 +45,13 @@ int blend_part(Planes& planes, int part, const SplatRecord<float>* records, cons
                const float* x, const float* y) {
     const Floats px = Floats::load(x + part * Floats::count), py = Floats::load(y + part * Floats::count);
     PixelSums<Floats> pixels = load_pixels<kGeometry>(planes, part);
-    int i = 0;
-    while (i < count && any_at_least(pixels.transmittance, float(kMinTransmittance))) {
+    for (int i = 0; i < count;) {
+        // A stopped pixel must not fall into the slow denormal numbers while its neighbours go on.
+        pixels.light = keep(at_least(pixels.light, Floats(float(kMinTransmittance))), pixels.light);
+        if (!any_at_least(pixels.light, float(kMinTransmittance))) {
+            store_pixels<kGeometry>(pixels, planes, part);
+            return i;
+        }
         for (const int pause = std::min(i + kStopInterval, count); i < pause; ++i) {
             const SplatRecord<float>& splat = records[list[i]];
             const Floats dx = Floats(splat.mean_x) - px, dy = Floats(splat.mean_y) - py;
@@ -52,24 +59,40 @@ int blend_part(Planes& planes, int part, const SplatRecord<float>* records, cons
         }
     }
     store_pixels<kGeometry>(pixels, planes, part);
-    return any_at_least(pixels.transmittance, float(kMinTransmittance)) ? count : i;
+    return count;
+}
+
+void write_row(float* image, const float (&channels)[3][kTile], int columns) {
+    float mixed[3 * kTile];
+    for (int i = 0; i < kTile; ++i)
+        for (int k = 0; k < 3; ++k) mixed[3 * i + k] = channels[k][i];
+    std::memcpy(image, mixed, 3 * columns * sizeof(float));
 }
 
 template <bool kGeometry>
 void write_images(const TileFrame& frame, const Planes* planes, const float* background,
                   const BlendImages<float>& images) {
-    for (int block = 0; block < kTileBlocks; ++block)
-        for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
-            if (!frame.inside(block, pixel)) continue;
-            const std::int64_t at = frame.offset(block, pixel);
-            const auto value = [&](int plane) { return planes[block][plane][pixel]; };
-            for (int k = 0; k < 3; ++k) images.rgb[3 * at + k] = value(kRed + k) + value(kT) * background[k];
-            images.alpha[at] = 1.0f - value(kT);
-            if constexpr (kGeometry) {
-                images.depth[at] = value(kZ), images.median_depth[at] = value(kMedian);
-                for (int k = 0; k < 3; ++k) images.normal[3 * at + k] = value(kNormalX + k);
-            }
+    float channels[3][kTile], values[kTile], transmittance[kTile];
+    const std::size_t bytes = frame.columns() * sizeof(float);
+    for (int row = 0; row < frame.rows(); ++row) {
+        const std::int64_t at = frame.offset(row);
+        load_row(planes, kT, row, transmittance);
+        for (int k = 0; k < 3; ++k) {
+            load_row(planes, kRed + k, row, channels[k]);
+            for (int i = 0; i < kTile; ++i) channels[k][i] += transmittance[i] * background[k];
         }
+        write_row(images.rgb + 3 * at, channels, frame.columns());
+        for (int i = 0; i < kTile; ++i) values[i] = 1.0f - transmittance[i];
+        std::memcpy(images.alpha + at, values, bytes);
+        if constexpr (kGeometry) {
+            load_row(planes, kZ, row, values);
+            std::memcpy(images.depth + at, values, bytes);
+            load_row(planes, kMedian, row, values);
+            std::memcpy(images.median_depth + at, values, bytes);
+            for (int k = 0; k < 3; ++k) load_row(planes, kNormalX + k, row, channels[k]);
+            write_row(images.normal + 3 * at, channels, frame.columns());
+        }
+    }
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ void ScalarSplatBlend<S>::forward(const SplatBins& bins, const BlendSplats<S>& s
         set_record(records[rank], splats, bins.order()[rank]);
     for_each_pixel<S>(bins, [&](std::size_t at, S x, S y, std::uint32_t item, std::uint32_t end) {
         PixelSums<S> pixel{};
-        pixel.transmittance = 1;
+        pixel.light = pixel.transmittance = 1;
         for (; item < end; ++item) {
             const SplatRecord<S>& splat = records[bins.items()[item].rank];
             add_splat<true>(pixel, splat, std::exp2(log2_alpha(splat, splat.mean_x - x, splat.mean_y - y)));
@@ -50,7 +50,7 @@ void ScalarSplatBlend<S>::backward(const SplatBins& bins, const BlendImages<cons
     std::fill(sums, sums + std::size_t(bins.count()) * kSplatSums, S(0));
     for_each_pixel<S>(bins, [&](std::size_t at, S x, S y, std::uint32_t item, std::uint32_t end) {
         PixelGradient<S> pixel{};
-        pixel.transmittance = 1;
+        pixel.light = 1;
         pixel.v_red = upstream.rgb[3 * at], pixel.v_green = upstream.rgb[3 * at + 1];
         pixel.v_blue = upstream.rgb[3 * at + 2];
         for (int k = 0; k < 3; ++k) pixel.behind += upstream.rgb[3 * at + k] * images.rgb[3 * at + k];

@@ -23,12 +23,27 @@ struct TileFrame {
             }
     }
 
+    int rows() const { return height - top < kTile ? height - top : kTile; }
+    int columns() const { return width - left < kTile ? width - left : kTile; }
+    std::int64_t offset(int row) const { return std::int64_t(top + row) * width + left; }
     int column(int block, int pixel) const { return left + block % 4 * kBlock + pixel % kBlock; }
     int row(int block, int pixel) const { return top + block / 4 * kBlock + pixel / kBlock; }
     bool inside(int block, int pixel) const { return column(block, pixel) < width && row(block, pixel) < height; }
-    std::int64_t offset(int block, int pixel) const {
-        return std::int64_t(row(block, pixel)) * width + column(block, pixel);
-    }
 };
+
+// A row of a tile's pixels across its four blocks, to and from planes [blocks][planes][16 pixels].
+template <typename Planes>
+MQ_INLINE void load_row(const Planes* planes, int plane, int row, float* values) {
+    for (int block = 0; block < 4; ++block)
+        std::memcpy(values + kBlock * block, planes[row / kBlock * 4 + block][plane] + row % kBlock * kBlock,
+                    kBlock * sizeof(float));
+}
+
+template <typename Planes>
+MQ_INLINE void store_row(Planes* planes, int plane, int row, const float* values) {
+    for (int block = 0; block < 4; ++block)
+        std::memcpy(planes[row / kBlock * 4 + block][plane] + row % kBlock * kBlock, values + kBlock * block,
+                    kBlock * sizeof(float));
+}
 
 }  // namespace maquette

@@ -16,6 +16,12 @@ MQ_HD float reciprocal(float a) { return 1.0f / a; }
 MQ_HD double reciprocal(double a) { return 1.0 / a; }
 MQ_HD float absolute(float a) { return a < 0 ? -a : a; }
 MQ_HD double absolute(double a) { return a < 0 ? -a : a; }
+template <typename S> MQ_HD bool at_least(S a, S b) { return a >= b; }
+template <typename S> MQ_HD bool below(S a, S b) { return a < b; }
+MQ_HD bool both(bool a, bool b) { return a && b; }
+template <typename S> MQ_HD S choose(bool first, S a, S b) { return first ? a : b; }
+template <typename S> MQ_HD S keep(bool kept, S a) { return kept ? a : S(0); }
+template <typename S> MQ_HD S at_most(S a, S bound) { return a < bound ? a : bound; }
 
 // A splat as the loops read it: 16 numbers, one cache line in float32. With d = mean - pixel,
 // log2 alpha = log2_opacity + xx dx^2 + xy dx dy + yy dy^2.
@@ -40,37 +46,39 @@ MQ_HD R log2_alpha(const SplatRecord<S>& splat, R dx, R dy) {
     return (R(splat.xx) * dx + R(splat.xy) * dy) * dx + along_y;
 }
 
-// A pixel on its way through the splats.
+// A pixel on its way through the splats. Where it stops, `transmittance` stays and `light` goes on falling: the chain
+// from splat to splat is then a single product, which decides how fast the loop can run.
 template <typename R>
 struct PixelSums {
-    R transmittance, red, green, blue;
+    R light, transmittance, red, green, blue;
     R z, normal_x, normal_y, normal_z, median_depth;  // geometry only
 };
 
 // alpha: 2^log2_alpha, not yet clamped.
 template <bool kGeometry, typename R, typename S>
 MQ_HD void add_splat(PixelSums<R>& pixel, const SplatRecord<S>& splat, R alpha) {
-    const auto blended = (alpha >= R(kMinAlpha)) & (pixel.transmittance >= R(kMinTransmittance));
-    alpha = select(blended, minimum(alpha, R(kMaxAlpha)), R(0));
-    const R weight = alpha * pixel.transmittance;
+    alpha = keep(at_least(alpha, R(kMinAlpha)), at_most(alpha, R(kMaxAlpha)));
+    const auto open = at_least(pixel.light, R(kMinTransmittance));
+    const R weight = keep(open, alpha * pixel.light);
+    const R after = pixel.light * (R(1) - alpha);
     pixel.red += weight * R(splat.red), pixel.green += weight * R(splat.green), pixel.blue += weight * R(splat.blue);
-    const R after = pixel.transmittance * (R(1) - alpha);
     if constexpr (kGeometry) {
         pixel.z += weight * R(splat.z);
         pixel.normal_x += weight * R(splat.normal_x);
         pixel.normal_y += weight * R(splat.normal_y);
         pixel.normal_z += weight * R(splat.normal_z);
-        const auto crosses = (pixel.transmittance >= R(0.5)) & (after < R(0.5));
-        pixel.median_depth = select(crosses, R(splat.z), pixel.median_depth);
+        const auto crosses = both(at_least(pixel.light, R(0.5)), below(after, R(0.5)));
+        pixel.median_depth = choose(crosses, R(splat.z), pixel.median_depth);
     }
-    pixel.transmittance = after;
+    pixel.transmittance = choose(open, after, pixel.transmittance);
+    pixel.light = after;
 }
 
 // A pixel on its way through the splats a second time, front to back again: T is then the same to the last bit, and
 // what lies behind is the whole less what was passed.
 template <typename R>
 struct PixelGradient {
-    R transmittance;
+    R light;
     R behind;                                // R_i of the docstring: gradient-weighted light from behind splat i
     R v_red, v_green, v_blue;                // upstream
     R v_z, v_normal_x, v_normal_y, v_normal_z;  // geometry only
@@ -86,17 +94,17 @@ enum SplatSum {
 
 template <bool kGeometry, bool kAbsgrad, typename R, typename S>
 MQ_HD void add_gradient(R* sums, PixelGradient<R>& pixel, const SplatRecord<S>& splat, R dx, R dy, R alpha) {
-    const auto blended = (alpha >= R(kMinAlpha)) & (pixel.transmittance >= R(kMinTransmittance));
-    const auto follows = alpha < R(kMaxAlpha);  // a clamped alpha does not follow its splat
-    alpha = select(blended, minimum(alpha, R(kMaxAlpha)), R(0));
-    const R rest = R(1) - alpha, weight = alpha * pixel.transmittance;
+    const auto follows = below(alpha, R(kMaxAlpha));  // a clamped alpha does not follow its splat
+    alpha = keep(at_least(alpha, R(kMinAlpha)), at_most(alpha, R(kMaxAlpha)));
+    const auto open = at_least(pixel.light, R(kMinTransmittance));
+    const R rest = R(1) - alpha, weight = keep(open, alpha * pixel.light);
+    pixel.light = pixel.light * rest;
     R g = R(splat.red) * pixel.v_red + R(splat.green) * pixel.v_green + R(splat.blue) * pixel.v_blue;
     if constexpr (kGeometry)
         g += R(splat.z) * pixel.v_z + R(splat.normal_x) * pixel.v_normal_x + R(splat.normal_y) * pixel.v_normal_y +
              R(splat.normal_z) * pixel.v_normal_z;
     pixel.behind -= weight * g;
-    const R v = select(follows, weight * g - alpha * (pixel.behind * reciprocal(rest)), R(0));
-    pixel.transmittance = pixel.transmittance * rest;
+    const R v = keep(both(open, follows), weight * g - alpha * (pixel.behind * reciprocal(rest)));
     const R v_dx = v * dx, v_dy = v * dy;
     sums[kV] += v, sums[kVDx] += v_dx, sums[kVDy] += v_dy;
     sums[kVDxDx] += v_dx * dx, sums[kVDxDy] += v_dx * dy, sums[kVDyDy] += v_dy * dy;
