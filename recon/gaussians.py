@@ -79,6 +79,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 MIN_OPACITY = 0.005
 WATCHED_VIEWS = 3
+NOISE_EVERY = 5  # steps; the random walk of five small moves is one of sqrt(5) times the length
 NEAR = 0.01  # near plane, in units of the scene's extent
 COARSE_SHARE = 0.2  # share of the run at each of the coarse sizes
 GROW_FROM, GROW_TO, REFINE_TO = 0.03, 0.5, 0.85  # when the count grows and when dead splats are still moved
@@ -182,8 +183,8 @@ def _one_step(trainer: _Trainer, p: float) -> None:
         exposures.learn(index, v_exposure, p)
     step.backward(v_image, absgrad=config.densify == "absgrad")
     step.update(_rates(trainer, p))
-    if config.densify == "mcmc" and p < REFINE_TO:
-        strength = config.noise * _means_lr(trainer, p)
+    if config.densify == "mcmc" and p < REFINE_TO and trainer.done % NOISE_EVERY == 0:
+        strength = config.noise * _means_lr(trainer, p) * math.sqrt(NOISE_EVERY)
         add_position_noise(step.gaussians, strength=strength, generator=trainer.generator)
     if trainer.done >= trainer.next_refine:
         _refine(trainer, p)
