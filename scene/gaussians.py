@@ -147,9 +147,9 @@ def _squared_spacing(points: Tensor) -> Tensor:
     neighbours = min(3, count - 1)
     if neighbours < 1:
         return torch.full((count,), LONE_POINT_SCALE**2, dtype=torch.float64)
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     xyz = points.cpu().double().numpy()
-    distances, _ = cKDTree(xyz).query(xyz, k=neighbours + 1)  # the nearest is the point itself
+    distances, _ = KDTree(xyz).query(xyz, k=neighbours + 1)  # the nearest is the point itself
     squared = torch.from_numpy(distances[:, 1:]).square().mean(dim=1)
     return squared.clamp_min(LEAST_SQUARED_DISTANCE)

@@ -18,8 +18,11 @@ import torch
 
 # Best first: the build's name and the processor flags (as /proc/cpuinfo spells them) that it needs.
 LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("x86_64_v4", frozenset("avx512f avx512bw avx512cd avx512dq avx512vl avx2 fma f16c bmi2".split())),
-    ("x86_64_v3", frozenset("avx2 fma f16c bmi1 bmi2 movbe abm".split())),
+    (
+        "x86_64_v4",
+        frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "bmi2"]),
+    ),
+    ("x86_64_v3", frozenset(["avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"])),
     ("baseline", frozenset()),
 )
 

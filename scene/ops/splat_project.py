@@ -148,7 +148,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ids, colors, *inputs = ctx.saved_tensors
         _, v_means2d, v_conics, v_opacities, v_colors, v_depths, _, v_normals = (g.contiguous() for g in v)
         v_inputs = [torch.zeros_like(tensor) for tensor in inputs]
@@ -195,26 +195,19 @@ def project_reference(
         in_front = means @ viewmat[2, :3] + viewmat[2, 3] > near
         a_rotation = quats.square().sum(1) > LEAST_SQUARED_QUAT
         ids = torch.nonzero(finite & opacity_logits.isfinite() & in_front & a_rotation).squeeze(1)
-        out = _footprints(*(part[ids] for part in splats), viewmat, lens)
+        out = _footprints(tuple(part[ids] for part in splats), viewmat, lens)
         size = means.new_tensor([width, height])
         # Touches the image: its box covers the centre of a pixel.
         touches = ((out.means2d + out.extents >= 0.5) & (out.means2d - out.extents <= size - 0.5)).all(1)
         numbers = torch.cat([out.means2d, out.conics, out.extents, out.colors, out.opacities[:, None]], dim=1)
         ids = ids[touches & (out.opacities >= ALPHA_MIN) & numbers.isfinite().all(1)]
-    out = _footprints(*(part[ids] for part in splats), viewmat, lens)
+    out = _footprints(tuple(part[ids] for part in splats), viewmat, lens)
     return replace(out, ids=ids.to(torch.int32), normals=out.normals if with_normals else None)
 
 
-def _footprints(
-    means: Tensor,
-    quats: Tensor,
-    log_scales: Tensor,
-    opacity_logits: Tensor,
-    coeffs: Tensor,
-    viewmat: Tensor,
-    lens: Lens,
-) -> Projected:
+def _footprints(splats: tuple[Tensor, ...], viewmat: Tensor, lens: Lens) -> Projected:
     """The projection of all that is given; ids are left to the caller."""
+    means, quats, log_scales, opacity_logits, coeffs = splats
     fx, fy, cx, cy, width, height = lens[:6]
     rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
     center = -(rotation.T @ translation)

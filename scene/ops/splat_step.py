@@ -347,8 +347,10 @@ class _Composed:
         self.blended = blend(
             self.projected, bins, shot.background, with_geometry=shot.with_geometry, absgrad=self.absolute
         )
-        images = (self.blended.rgb, self.blended.alpha, self.blended.depth, self.blended.normal)
-        return Blended(*(x if x is None else x.detach() for x in images), self.blended.median_depth)  # pyright: ignore[reportArgumentType]
+        out = self.blended
+        depth = None if out.depth is None else out.depth.detach()
+        normal = None if out.normal is None else out.normal.detach()
+        return Blended(out.rgb.detach(), out.alpha.detach(), depth, normal, out.median_depth)
 
     def backward(self, upstream: Upstream, absgrad: bool) -> None:
         blended = self.blended

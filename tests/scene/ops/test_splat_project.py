@@ -45,8 +45,8 @@ def gradients(gaussians: Gaussians, camera: Camera, *, by: Any, **options: Any) 
     viewmat = camera.viewmat.detach().requires_grad_()
     options = {"sh_degree": gaussians.sh_degree, "with_normals": True} | options
     out = by(*leaves, viewmat, camera.K, camera.width, camera.height, **options)
-    loss = sum((getattr(out, name) * w).sum() for name, w in weights_like(out).items())
-    return torch.autograd.grad(loss, [*leaves, viewmat])  # pyright: ignore[reportArgumentType]
+    loss = torch.stack([(getattr(out, name) * w).sum() for name, w in weights_like(out).items()]).sum()
+    return torch.autograd.grad(loss, [*leaves, viewmat])
 
 
 @needs_kernels
@@ -159,6 +159,7 @@ def test_turning_scene_and_camera_together_changes_nothing(by: Any) -> None:
     assert torch.equal(before.ids, after.ids)
     for name in ("means2d", "conics", "opacities", "colors", "depths", "extents"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=1e-9, rtol=1e-9)
+    assert before.normals is not None and after.normals is not None
     torch.testing.assert_close(after.normals, before.normals @ rotation.T, atol=1e-9, rtol=0)
 
 
@@ -300,4 +301,4 @@ def test_mistakes_of_the_caller_are_named() -> None:
         projected(gaussians, a_camera(dtype=torch.float64))
     parameters = gaussians.parameters() | {"quats": gaussians.quats[:2]}
     with pytest.raises(ValueError, match=r"quats must be \[3, 4\], got \[2, 4\]"):
-        project(**parameters, viewmat=camera.viewmat, K=camera.K, width=8, height=8)
+        project(*parameters.values(), viewmat=camera.viewmat, K=camera.K, width=8, height=8)

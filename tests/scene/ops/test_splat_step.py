@@ -150,9 +150,8 @@ def _v_means2d(scene: Gaussians, v_image: Tensor) -> Tensor:
     from scene.ops.splat_project import project
 
     camera = a_camera()
-    projected = project(
-        **scene.parameters(), viewmat=camera.viewmat, K=camera.K, width=camera.width, height=camera.height
-    )
+    view = {"viewmat": camera.viewmat, "K": camera.K, "width": camera.width, "height": camera.height}
+    projected = project(*scene.parameters().values(), **view)
     means2d = projected.means2d.detach().requires_grad_()
     projected = replace(projected, means2d=means2d)
     rgb = blend(projected, bin_splats(projected, camera.width, camera.height)).rgb
