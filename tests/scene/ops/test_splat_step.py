@@ -150,8 +150,10 @@ def _v_means2d(scene: Gaussians, v_image: Tensor) -> Tensor:
     from scene.ops.splat_project import project
 
     camera = a_camera()
-    view = {"viewmat": camera.viewmat, "K": camera.K, "width": camera.width, "height": camera.height}
-    projected = project(*scene.parameters().values(), **view)
+    g, w, h = scene, camera.width, camera.height
+    projected = project(
+        g.means, g.quats, g.log_scales, g.opacity_logits, g.sh_dc, g.sh_rest, camera.viewmat, camera.K, w, h
+    )
     means2d = projected.means2d.detach().requires_grad_()
     projected = replace(projected, means2d=means2d)
     rgb = blend(projected, bin_splats(projected, camera.width, camera.height)).rgb
