@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +22,9 @@ MAX_RATIO = 100  # unpacked over packed, of one file; text reaches 20, photos 1.
 _RATIO_APPLIES_FROM = 2**20  # bytes; a small file cannot do harm, and an empty picture packs very well
 _KEPT = PHOTO_SUFFIXES | VIDEO_SUFFIXES | {".json", ".txt", ".bin", ".npy", ".ply"}
 _CHUNK = 2**20
+# What zipfile and its decompressors raise on damaged archives, found by flipping bytes.
+_BAD_BYTES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError)
+_DAMAGED = (*_BAD_BYTES, NotImplementedError, RuntimeError, IndexError, ValueError, OverflowError)
 
 
 def unpack(archive: Path, workdir: Path) -> tuple[Path, list[str]]:
@@ -44,8 +50,12 @@ def unpack(archive: Path, workdir: Path) -> tuple[Path, list[str]]:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
                 unfinished.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{archive.name} is not a usable .zip: {error}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"the disk became full while {archive.name} was unpacked; make room") from error
+        raise InputError(f"{archive.name} cannot be unpacked: {error}") from error
     return _below_single_folders(folder), decisions
 
 
@@ -56,8 +66,8 @@ def _checked(file: zipfile.ZipFile, name: str) -> tuple[list[zipfile.ZipInfo], l
         raise InputError(f"{name} holds {len(entries)} files; at most {MAX_ENTRIES} are unpacked")
     kept, refused = {}, []
     for entry in entries:
-        suffix = Path(entry.filename).suffix.lower()
-        if entry.is_dir() or suffix not in _KEPT or "__MACOSX" in entry.filename:
+        suffix = Path(entry.filename).suffix.lower()  # an empty name and a folder have none
+        if suffix not in _KEPT or "__MACOSX" in entry.filename:
             continue
         if entry.file_size > max(_RATIO_APPLIES_FROM, MAX_RATIO * entry.compress_size):
             raise InputError(

@@ -227,6 +227,8 @@ class ImageStore:
 
 def make_photo(shot: Shot, level: int, maps: _MapCache) -> Photo:
     """Decode, undistort and scale one picture; the work of the threads."""
+    import cv2
+
     raw_size = scaled_size(*shot.raw, 0.5**level)
     size = raw_size if shot.pinhole is None else scaled_size(shot.pinhole.width, shot.pinhole.height, 0.5**level)
     # Twice the size at least: the average over areas, not the JPEG's own reduction, decides what a pixel is.
@@ -237,7 +239,9 @@ def make_photo(shot: Shot, level: int, maps: _MapCache) -> Photo:
     if shot.lens is not None and shot.pinhole is not None:
         if picture.shape[1] > double[0] or picture.shape[0] > double[1]:
             picture = resize_area(picture, min(double[0], picture.shape[1]), min(double[1], picture.shape[0]))
-        picture = _undistort(picture, shot.lens, shot.pinhole, maps)
+        # Where no averaging follows to hide it, linear interpolation would soften fine texture.
+        kind = cv2.INTER_LINEAR if picture.shape[1] >= 1.5 * raw_size[0] else cv2.INTER_CUBIC
+        picture = _undistort(picture, shot.lens, shot.pinhole, kind, maps)
     picture = resize_area(picture, *size)
     if alpha is None:
         return Photo(torch.from_numpy(np.array(picture)), None)
@@ -254,8 +258,8 @@ def _alpha(shot: Shot, alpha: Pixels | None, size: tuple[int, int]) -> Pixels | 
     return mask if alpha is None else np.minimum(mask, resize_area(alpha, *size))
 
 
-def _undistort(picture: np.ndarray, lens: Lens, pinhole: Lens, maps: _MapCache) -> np.ndarray:
-    """At the resolution the picture has, so that the averaging which follows hides the interpolation."""
+def _undistort(picture: np.ndarray, lens: Lens, pinhole: Lens, kind: int, maps: _MapCache) -> np.ndarray:
+    """Undistorted at the resolution the picture has; `kind` is cv2's interpolation."""
     import cv2
 
     height, width = picture.shape[:2]
@@ -264,7 +268,7 @@ def _undistort(picture: np.ndarray, lens: Lens, pinhole: Lens, maps: _MapCache) 
         max(1, round(pinhole.height * height / lens.height)),
     )
     map_x, map_y = maps.get(lens.resized(width, height), pinhole.resized(*out))
-    return cv2.remap(picture, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(picture, map_x, map_y, kind, borderMode=cv2.BORDER_REPLICATE)
 
 
 class _MapCache:

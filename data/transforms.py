@@ -57,7 +57,8 @@ def read_transforms(files: Sequence[Path]) -> Source:
             try:
                 frame = _frame(folder, contents[part], entry, masks)
             except InputError as error:
-                bad.append(str(error))
+                name = str(entry.get("file_path", ""))[:200] if isinstance(entry, dict) else ""
+                bad.append(str(error) if name in str(error) else f"{name}: {error}")
                 continue
             frames[frame.name] = frame
             if len(split) > 1 and part != "train":

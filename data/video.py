@@ -22,6 +22,7 @@ from scene.errors import InputError
 
 TARGET_FRAMES = 120  # enough to walk around an object; more only costs time
 _MIN_MOTION = 0.02  # of the picture's width between two chosen frames; less adds no baseline
+_MIN_SHARPNESS = 0.6  # of the sharpest of the two chosen frames before and after
 _MAX_SCANNED = 200_000  # frames
 _SMALL = 192  # px, longer side in the first pass
 _QUALITY = 96
@@ -32,7 +33,7 @@ class Glance:
     """What the first pass keeps of one frame."""
 
     time: float  # seconds from the start
-    sharpness: float  # variance of the Laplacian, relative to the picture's own contrast
+    sharpness: float  # deviation of the Laplacian, relative to the picture's brightness
     motion: float  # shift since the frame before, as a fraction of the width
 
 
@@ -76,7 +77,10 @@ def read_video(path: Path, workdir: Path, target: int = TARGET_FRAMES) -> Source
 
 
 def choose(glances: Sequence[Glance], target: int) -> list[int]:
-    """Indices of the sharpest frame of each of `target` stretches of equal motion (fewer when little moves)."""
+    """Indices of the sharpest frame of each of `target` stretches of equal motion (fewer when little moves).
+
+    One that is far less sharp than its neighbours among them is dropped: shaken, it would blur what they show.
+    """
     if not glances:
         return []
     motion = np.array([glance.motion for glance in glances])
@@ -88,11 +92,13 @@ def choose(glances: Sequence[Glance], target: int) -> list[int]:
     stretches = min(target, len(glances), max(1, int(way[-1] / _MIN_MOTION)))
     sharpness = np.array([glance.sharpness for glance in glances])
     belongs = np.minimum((way / max(way[-1], 1e-12) * stretches).astype(int), stretches - 1)
-    return [
+    chosen = [
         int(members[np.argmax(sharpness[members])])
         for stretch in range(stretches)
         if (members := np.flatnonzero(belongs == stretch)).size
     ]
+    around = [max(sharpness[chosen[max(0, k - 2) : k + 3]]) for k in range(len(chosen))]
+    return [index for index, best in zip(chosen, around, strict=True) if sharpness[index] >= _MIN_SHARPNESS * best]
 
 
 def glance_over(path: Path) -> Iterator[Glance]:
@@ -108,8 +114,8 @@ def glance_over(path: Path) -> Iterator[Glance]:
         # The picture at four times this size, so that blur of a few pixels shows.
         fine = frame.reformat(width=min(frame.width, 4 * size[0]), height=min(frame.height, 4 * size[1]), format="gray")
         fine_grey = fine.to_ndarray()
-        contrast = float(fine_grey.std()) + 1.0
-        sharpness = float(cv2.Laplacian(fine_grey, cv2.CV_32F).std()) / contrast
+        # Over the brightness, which changes with the exposure; contrast would not do, for blur lowers that as well.
+        sharpness = float(cv2.Laplacian(fine_grey, cv2.CV_32F).std()) / (float(fine_grey.mean()) + 1.0)
         motion = 0.0
         if before is not None and before.shape == grey.shape:
             field = flow.calc(before, grey, None)  # type: ignore[call-overload]

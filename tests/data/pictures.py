@@ -30,10 +30,10 @@ def centroid(picture: np.ndarray, near: tuple[float, float], radius: float, colo
     return np.array([(x * weights).sum(), (y * weights).sum()]) / total if total else np.full(2, np.nan)
 
 
-def noise(width: int, height: int, seed: int = 0, channels: int = 3) -> np.ndarray:
-    """[H, W, C] uint8, smooth enough for JPEG, different everywhere."""
+def noise(width: int, height: int, seed: int = 0, channels: int = 3, grain: int = 8) -> np.ndarray:
+    """[H, W, C] uint8, smooth enough for JPEG, different everywhere; features of about `grain` px."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, size=(max(2, height // 8), max(2, width // 8), channels), dtype=np.uint8)
+    coarse = rng.integers(0, 256, size=(max(2, height // grain), max(2, width // grain), channels), dtype=np.uint8)
     planes = [
         np.asarray(Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC))
         for c in range(channels)
