@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -14,36 +15,34 @@ namespace maquette {
 
 using Floats = Lanes<float, kVectorBytes / 4>;
 
-// 2^x for x <= 127; x below -126 gives less than 2^-125. Relative error below 2e-7 (polynomial 7.5e-8, the rest
-// rounding). NaN stays NaN, -inf gives less than 2^-125.
-MQ_INLINE Floats exp2(Floats x) {
+// 2^x in two halves with a polynomial between them, so that `Abreast` can interleave the polynomials. `split_exponent`
+// leaves x - n in [-0.5, 0.5], n whole; `join_exponent` gives p 2^n.
+struct Exponent {
+    Floats n;  // AVX-512: the whole number; else it stands in the low bits of a float, as adding 1.5 * 2^23 leaves it
+};
+MQ_INLINE Floats split_exponent(Floats x, Exponent& exponent) {
 #if defined(__AVX512F__)
-    const __m512 n = _mm512_maskz_roundscale_ps(0xffff, x.v, _MM_FROUND_TO_NEAREST_INT);
-    const Floats f = Floats((Floats::Raw)_mm512_sub_ps(x.v, n));
+    exponent.n = Floats((Floats::Raw)_mm512_maskz_roundscale_ps(0xffff, x.v, _MM_FROUND_TO_NEAREST_INT));
+    return x - exponent.n;
 #else
     x = maximum(x, Floats(-126.0f));
-    const Floats magic(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number, found in the low bits
-    const Floats shifted = x + magic;
-    const Floats f = x - (shifted - magic);
+    const Floats magic(12582912.0f);
+    exponent.n = x + magic;
+    return x - (exponent.n - magic);
 #endif
-    Floats p(1.3276471782e-3f);
-    p = p * f + Floats(9.6755413328e-3f);
-    p = p * f + Floats(5.5507132742e-2f);
-    p = p * f + Floats(2.4022119724e-1f);
-    p = p * f + Floats(6.9314696706e-1f);
-    p = p * f + Floats(1.0f);
+}
+MQ_INLINE Floats join_exponent(Floats p, const Exponent& exponent) {
 #if defined(__AVX512F__)
-    return Floats((Floats::Raw)_mm512_maskz_scalef_ps(0xffff, p.v, n));
+    return Floats((Floats::Raw)_mm512_maskz_scalef_ps(0xffff, p.v, exponent.n.v));
 #else
-    return Floats((Floats::Raw)((Floats::Bits)p.v + ((Floats::Bits)shifted.v << 23)));
+    return Floats((Floats::Raw)((Floats::Bits)p.v + ((Floats::Bits)exponent.n.v << 23)));
 #endif
 }
 
-// 1 / a for normal a, relative error below 3e-7.
-MQ_INLINE Floats reciprocal(Floats a) {
+// 1 / a, relative error below 2^-14 or exact.
+MQ_INLINE Floats reciprocal_guess(Floats a) {
 #if defined(__AVX512F__)
-    const Floats guess = Floats((Floats::Raw)_mm512_maskz_rcp14_ps(0xffff, a.v));
-    return guess * (Floats(2.0f) - a * guess);
+    return Floats((Floats::Raw)_mm512_maskz_rcp14_ps(0xffff, a.v));
 #else
     return Floats(1.0f) / a;
 #endif
@@ -74,6 +73,101 @@ MQ_INLINE Floats choose(Floats::Mask mask, Floats a, Floats b) { return select(m
 MQ_INLINE Floats keep(Floats::Mask mask, Floats a) { return Floats((Floats::Raw)(mask.m & (Floats::Bits)a.v)); }
 MQ_INLINE Floats at_most(Floats a, Floats bound) { return minimum(a, bound); }
 #endif
+
+// kCount vectors worked on in step. The maths of a pixel is one long chain of dependent instructions, and a processor
+// keeps only some hundred waiting ones: chains that may run at the same time must stand side by side in the program.
+template <int kCount>
+struct Abreast {
+    struct Mask {
+        decltype(at_least(Floats(), Floats())) m[kCount];
+    };
+    Floats v[kCount];
+
+    Abreast() = default;
+    template <typename Number, typename = std::enable_if_t<std::is_arithmetic_v<Number>>>
+    MQ_INLINE explicit Abreast(Number number) {
+        for (Floats& one : v) one = Floats(float(number));
+    }
+
+    template <typename Result = Abreast, typename Each>
+    static MQ_INLINE Result map(const Each& each) {
+        Result result;
+        if constexpr (std::is_same_v<Result, Mask>)
+            for (int i = 0; i < kCount; ++i) result.m[i] = each(i);
+        else
+            for (int i = 0; i < kCount; ++i) result.v[i] = each(i);
+        return result;
+    }
+
+    MQ_INLINE friend Abreast operator+(Abreast a, Abreast b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
+    MQ_INLINE friend Abreast operator-(Abreast a, Abreast b) { return map([&](int i) { return a.v[i] - b.v[i]; }); }
+    MQ_INLINE friend Abreast operator*(Abreast a, Abreast b) { return map([&](int i) { return a.v[i] * b.v[i]; }); }
+    MQ_INLINE Abreast& operator+=(Abreast a) { return *this = *this + a; }
+    MQ_INLINE Abreast& operator-=(Abreast a) { return *this = *this - a; }
+    MQ_INLINE friend Floats& operator+=(Floats& sum, Abreast a) {
+        for (int i = 0; i < kCount; ++i) sum += a.v[i];
+        return sum;
+    }
+    MQ_INLINE friend Abreast absolute(Abreast a) { return map([&](int i) { return absolute(a.v[i]); }); }
+    MQ_INLINE friend Abreast reciprocal_guess(Abreast a) { return map([&](int i) { return reciprocal_guess(a.v[i]); }); }
+    MQ_INLINE friend Mask at_least(Abreast a, Abreast b) {
+        return map<Mask>([&](int i) { return at_least(a.v[i], b.v[i]); });
+    }
+    MQ_INLINE friend Mask below(Abreast a, Abreast b) {
+        return map<Mask>([&](int i) { return below(a.v[i], b.v[i]); });
+    }
+    MQ_INLINE friend Mask both(Mask a, Mask b) {
+        return map<Mask>([&](int i) { return both(a.m[i], b.m[i]); });
+    }
+    MQ_INLINE friend Abreast keep(Mask mask, Abreast a) { return map([&](int i) { return keep(mask.m[i], a.v[i]); }); }
+    MQ_INLINE friend Abreast at_most(Abreast a, Abreast bound) {
+        return map([&](int i) { return at_most(a.v[i], bound.v[i]); });
+    }
+    struct Exponents {
+        Exponent each[kCount];
+    };
+    MQ_INLINE friend Abreast split_exponent(Abreast x, Exponents& n) {
+        return map([&](int i) { return split_exponent(x.v[i], n.each[i]); });
+    }
+    MQ_INLINE friend Abreast join_exponent(Abreast p, const Exponents& n) {
+        return map([&](int i) { return join_exponent(p.v[i], n.each[i]); });
+    }
+};
+
+template <typename R>
+struct ExponentOf {
+    using type = typename R::Exponents;
+};
+template <>
+struct ExponentOf<Floats> {
+    using type = Exponent;
+};
+
+// 2^x for x <= 127; x below -126 gives less than 2^-125. Relative error below 2e-7 (polynomial 7.5e-8, the rest
+// rounding). NaN stays NaN.
+template <typename R>
+MQ_INLINE R exp2(R x) {
+    typename ExponentOf<R>::type n;
+    const R f = split_exponent(x, n);
+    R p(1.3276471782e-3f);
+    p = p * f + R(9.6755413328e-3f);
+    p = p * f + R(5.5507132742e-2f);
+    p = p * f + R(2.4022119724e-1f);
+    p = p * f + R(6.9314696706e-1f);
+    p = p * f + R(1.0f);
+    return join_exponent(p, n);
+}
+
+// 1 / a for normal a, relative error below 3e-7.
+template <typename R>
+MQ_INLINE R reciprocal(R a) {
+    const R guess = reciprocal_guess(a);
+#if defined(__AVX512F__)
+    return guess * (R(2.0f) - a * guess);
+#else
+    return guess;
+#endif
+}
 
 // Whether any lane of a is at least b.
 MQ_INLINE bool any_at_least(Floats a, float b) {

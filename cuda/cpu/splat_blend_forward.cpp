@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kChunk = 128;       // items whose records are copied side by side: 8 KB of the first-level cache
 constexpr int kStopInterval = 8;  // items between two looks at whether a block still lets light through
+constexpr int kAbreast = Floats::count == 16 ? 4 : 2;  // items whose alpha is computed in step, by number of registers
 enum { kT, kRed, kGreen, kBlue, kZ, kNormalX, kNormalY, kNormalZ, kMedian, kPlanes };
 
 using Planes = float[kPlanes][kBlockPixels];
@@ -38,12 +39,27 @@ MQ_INLINE void store_pixels(const PixelSums<Floats>& pixels, Planes& planes, int
     }
 }
 
+// The shapes of kAbreast records, for `log2_alpha`.
+MQ_INLINE SplatRecord<Abreast<kAbreast>> shapes(const SplatRecord<float>* records, const std::uint32_t* list) {
+    const auto each = [&](float SplatRecord<float>::*field) {
+        return Abreast<kAbreast>::map([&](int i) { return Floats(records[list[i]].*field); });
+    };
+    using Record = SplatRecord<float>;
+    SplatRecord<Abreast<kAbreast>> shapes;
+    shapes.mean_x = each(&Record::mean_x), shapes.mean_y = each(&Record::mean_y);
+    shapes.xx = each(&Record::xx), shapes.xy = each(&Record::xy), shapes.yy = each(&Record::yy);
+    shapes.log2_opacity = each(&Record::log2_opacity);
+    return shapes;
+}
+
 // Blends the listed records into Floats::count pixels held in registers. Returns how many records were visited: all, or
-// fewer when no pixel lets light through any more.
+// fewer when no pixel lets light through any more. The list must go on for kAbreast - 1 transparent records.
 template <bool kGeometry>
 int blend_part(Planes& planes, int part, const SplatRecord<float>* records, const std::uint32_t* list, int count,
                const float* x, const float* y) {
-    const Floats px = Floats::load(x + part * Floats::count), py = Floats::load(y + part * Floats::count);
+    Abreast<kAbreast> px, py;
+    for (Floats& one : px.v) one = Floats::load(x + part * Floats::count);
+    for (Floats& one : py.v) one = Floats::load(y + part * Floats::count);
     PixelSums<Floats> pixels = load_pixels<kGeometry>(planes, part);
     for (int i = 0; i < count;) {
         // A stopped pixel must not fall into the slow denormal numbers while its neighbours go on.
@@ -52,10 +68,10 @@ int blend_part(Planes& planes, int part, const SplatRecord<float>* records, cons
             store_pixels<kGeometry>(pixels, planes, part);
             return i;
         }
-        for (const int pause = std::min(i + kStopInterval, count); i < pause; ++i) {
-            const SplatRecord<float>& splat = records[list[i]];
-            const Floats dx = Floats(splat.mean_x) - px, dy = Floats(splat.mean_y) - py;
-            add_splat<kGeometry>(pixels, splat, exp2(log2_alpha(splat, dx, dy)));
+        for (const int pause = std::min(i + kStopInterval, count); i < pause; i += kAbreast) {
+            const auto splats = shapes(records, list + i);
+            const auto alphas = exp2(log2_alpha(splats, splats.mean_x - px, splats.mean_y - py));
+            for (int k = 0; k < kAbreast; ++k) add_splat<kGeometry>(pixels, records[list[i + k]], alphas.v[k]);
         }
     }
     store_pixels<kGeometry>(pixels, planes, part);
@@ -110,8 +126,10 @@ void SplatBlend::forward_tile(const SplatBins& bins, int tile, const float* back
                               const BlendImages<float>& images) {
     const TileFrame frame(bins, tile);
     alignas(64) Planes planes[kTileBlocks];
-    alignas(64) SplatRecord<float> records[kChunk];
+    alignas(64) SplatRecord<float> records[kChunk + 1];
     alignas(64) std::uint32_t masks[kChunk], list[kChunk + 16];
+    records[kChunk] = {};
+    records[kChunk].log2_opacity = -100.0f;  // transparent
     for (int block = 0; block < kTileBlocks; ++block)
         for (int plane = 0; plane < kPlanes; ++plane)
             for (int pixel = 0; pixel < kBlockPixels; ++pixel)
@@ -130,6 +148,7 @@ void SplatBlend::forward_tile(const SplatBins& bins, int tile, const float* back
         for (std::uint32_t left = live; left; left &= left - 1) {
             const int block = __builtin_ctz(left);
             const int listed = indices_with_bit(masks, count, block, list);
+            std::fill(list + listed, list + listed + kAbreast - 1, kChunk);
             int visited = 0;
             for (int part = 0; part < kParts; ++part)
                 visited = std::max(visited, blend_part<kGeometry>(planes[block], part, records, list, listed,

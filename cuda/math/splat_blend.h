@@ -92,8 +92,9 @@ enum SplatSum {
     kSplatSums = 16                        // a cache line in float32
 };
 
-template <bool kGeometry, bool kAbsgrad, typename R, typename S>
-MQ_HD void add_gradient(R* sums, PixelGradient<R>& pixel, const SplatRecord<S>& splat, R dx, R dy, R alpha) {
+// A adds up R: the same, or one vector for several.
+template <bool kGeometry, bool kAbsgrad, typename A, typename R, typename S>
+MQ_HD void add_gradient(A* sums, PixelGradient<R>& pixel, const SplatRecord<S>& splat, R dx, R dy, R alpha) {
     const auto follows = below(alpha, R(kMaxAlpha));  // a clamped alpha does not follow its splat
     alpha = keep(at_least(alpha, R(kMinAlpha)), at_most(alpha, R(kMaxAlpha)));
     const auto open = at_least(pixel.light, R(kMinTransmittance));
