@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from apps.film import up_of
 from apps.options import Export, parse
 from apps.run_cameras import load_scene, read_cameras
 from scene.errors import InputError
-from scene.files import write_errors
-from scene.formats import load_mesh, save_mesh, save_splats
+from scene.files import replacing, write_errors
+from scene.formats import load_mesh, save_mesh
 from scene.runs import Run
 
 MESH_SUFFIXES = (".glb", ".obj", ".stl", ".ply")
@@ -47,10 +48,12 @@ def export(run: Run, target: Path) -> None:
     with write_errors(target, "export"):
         target.parent.mkdir(parents=True, exist_ok=True)
         if not holds_mesh(target):
-            save_splats(target, load_scene(run))
+            load_scene(run)  # a damaged file is told, not copied
+            with (run.folder / "scene.ply").open("rb") as source, replacing(target) as file:
+                shutil.copyfileobj(source, file)
             return
-        source = run.folder / "mesh.glb"
-        if not source.is_file():
+        mesh = run.folder / "mesh.glb"
+        if not mesh.is_file():
             raise InputError(f"{run.folder} has no mesh.glb; let `maquette recon` go on with --resume first")
         up = up_of(read_cameras(run))
-        save_mesh(target, load_mesh(source, up=up), up=up)
+        save_mesh(target, load_mesh(mesh, up=up), up=up)
