@@ -69,7 +69,8 @@ class Capture:
     def photo(self, index: int, level: int = 0) -> Photo:
         """View `index` at 0.5**level of its size, the size of `view.camera.scaled(0.5**level)`.
 
-        Area-averaged; alpha is straight and not composited. Raises InputError when the file turns out damaged.
+        Area-averaged; alpha is straight and not composited. Its tensors are the cache's own: do not write to them.
+        Raises InputError when the file turns out damaged.
         """
         return self._store.photo(index, level)
 
@@ -191,7 +192,7 @@ def open_capture(
             f"got {downscale}, {holdout}, {cache_mb} and {max_views}"
         )
     options = _Options(downscale, holdout, max_views, cache_mb)
-    found = read_source(Path(source), workdir)
+    found = read_source(Path(source).expanduser(), workdir)
     try:
         return _assemble(str(source), _selected(_without_empty_alpha(found), max_views), options)
     except BaseException:

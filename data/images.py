@@ -150,7 +150,7 @@ def straight(rgba: NDArray[np.float32]) -> tuple[Pixels, Pixels]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path, formats=_readable_formats(path.suffix.lower() in (".heic", ".heif", ".hif")))
+        image = Image.open(path, formats=_readable_formats(_is_heif(path)))
     except UnidentifiedImageError as error:
         raise InputError(f"{path.name} is not a picture of a known format, or is damaged") from error
     except Image.DecompressionBombError as error:
@@ -165,6 +165,12 @@ def _open(path: Path) -> Image.Image:
             f"{MAX_SIDE} px a side are read; make it smaller"
         )
     return image
+
+
+def _is_heif(path: Path) -> bool:
+    """By content: phones hand out HEIC files named .jpg."""
+    with path.open("rb") as file:
+        return file.read(12)[4:8] == b"ftyp"
 
 
 @lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ _NOT_PHOTOS = ("masks", "mask", "depth", "depths", "normals", "renders", "thumbn
 
 def read_photos(folder: Path) -> Source:
     """Every usable photo in a folder and below. Raises InputError when there is none."""
-    files = photo_files(folder, skip=_NOT_PHOTOS)
+    files = photo_files(folder, skip=_not_photos(folder))
     names = [name for name in files if not _COMPANION.search(name)]
     frames, decisions = inspect_photos(folder, names)
     if len(names) < len(files):
@@ -44,6 +44,12 @@ def read_photos(folder: Path) -> Source:
     if masked:
         decisions.append(f"Masks were found for {masked} of {len(frames)} photos; what is black in them is ignored.")
     return Source("photos", tuple(frames), decisions=tuple(decisions))
+
+
+def _not_photos(folder: Path) -> list[str]:
+    """Folders to leave out; images_2, images_4 ... are smaller copies of what is in images."""
+    copies = [path.name for path in folder.glob("images_*")] if (folder / "images").is_dir() else []
+    return [*_NOT_PHOTOS, *copies]
 
 
 def inspect_photos(folder: Path, names: Sequence[str]) -> tuple[list[Frame], list[str]]:

@@ -214,8 +214,8 @@ class ImageStore:
             pixels = min(
                 pixels, 16 * shot.raw[0] * shot.raw[1] // 4**level
             )  # reduced to 2 to 4 times the size asked for
-        # Pillow keeps 4 bytes a pixel, the array takes 3; with alpha the premultiplied copies are float32.
-        return pixels * (7 + (32 if shot.has_alpha else 0) + (3 if shot.pinhole else 0))
+        # Bytes a pixel: 4 in Pillow, 6 while it becomes an array, 3 as the result; premultiplied copies are float32.
+        return pixels * (13 + (32 if shot.has_alpha else 0))
 
     def _decode(self, key: _Key, *, fresh: bool) -> _Entry:
         index, level = key
@@ -244,7 +244,8 @@ def make_photo(shot: Shot, level: int, maps: _MapCache) -> Photo:
         picture = _undistort(picture, shot.lens, shot.pinhole, kind, maps)
     picture = resize_area(picture, *size)
     if alpha is None:
-        return Photo(torch.from_numpy(np.array(picture)), None)
+        # An array still as decoded is read-only or another's.
+        return Photo(torch.from_numpy(np.array(picture) if picture is rgb else picture), None)
     colours, alpha = straight(picture)
     return Photo(torch.from_numpy(colours), torch.from_numpy(alpha))
 

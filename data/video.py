@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,25 @@ from data.frames import Frame, Source
 from data.images import MAX_PIXELS, MAX_SIDE
 from scene.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 TARGET_FRAMES = 120  # enough to walk around an object; more only costs time
 _MIN_MOTION = 0.02  # of the picture's width between two chosen frames; less adds no baseline
 _MIN_SHARPNESS = 0.6  # of the sharpest of the two chosen frames before and after
 _MAX_SCANNED = 200_000  # frames
+_BETWEEN_LOOKS = 0.03  # seconds; all frames of an ordinary film are looked at
 _SMALL = 192  # px, longer side in the first pass
 _QUALITY = 96
 
 
 @dataclass(frozen=True)
 class Glance:
-    """What the first pass keeps of one frame."""
+    """What the first pass keeps of one frame it looked at."""
 
+    index: int  # of the frame in the film
     time: float  # seconds from the start
     sharpness: float  # deviation of the Laplacian, relative to the picture's brightness
-    motion: float  # shift since the frame before, as a fraction of the width
+    motion: float  # shift since the glance before, as a fraction of the width
 
 
 def read_video(path: Path, workdir: Path, target: int = TARGET_FRAMES) -> Source:
@@ -48,15 +53,18 @@ def read_video(path: Path, workdir: Path, target: int = TARGET_FRAMES) -> Source
     index = folder / "frames.json"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
+        logger.info("Looking for sharp frames in %s", path.name)
         glances = list(glance_over(path))
-        chosen = choose(glances, target)
+        chosen = [glances[i] for i in choose(glances, target)]
         if len(chosen) < 2:
             raise InputError(
                 f"{path.name} shows {len(glances)} frames and no motion; walk around the subject and film it"
             )
-        written = _write_frames(path, chosen, [glances[i].time for i in chosen], folder)
-        # Written last: a folder without its index is made again.
-        index.write_text(json.dumps({"scanned": len(glances), "frames": written}), encoding="utf-8")
+        written = _write_frames(path, {glance.index: glance.time for glance in chosen}, folder)
+        # Written last and at once: a folder without its index is made again.
+        unfinished = index.with_suffix(".part")
+        unfinished.write_text(json.dumps({"scanned": len(glances), "frames": written}), encoding="utf-8")
+        unfinished.replace(index)
     listed = read_json(index)
     frames = tuple(
         Frame(
@@ -107,7 +115,12 @@ def glance_over(path: Path) -> Iterator[Glance]:
 
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     before: np.ndarray | None = None
-    for frame, _ in _frames(path):
+    looked_at = -1.0
+    for index, frame, _ in _frames(path):
+        time = float(frame.time or 0.0)
+        if 0 < time - looked_at < _BETWEEN_LOOKS:
+            continue  # slow motion: neighbours are nearly the same
+        looked_at = time
         scale = _SMALL / max(frame.width, frame.height)
         size = (max(16, round(frame.width * scale)), max(16, round(frame.height * scale)))
         grey = frame.reformat(width=size[0], height=size[1], format="gray").to_ndarray()
@@ -121,15 +134,14 @@ def glance_over(path: Path) -> Iterator[Glance]:
             field = flow.calc(before, grey, None)  # type: ignore[call-overload]
             motion = float(np.median(np.hypot(field[..., 0], field[..., 1]))) / size[0]
         before = grey
-        yield Glance(float(frame.time or 0.0), sharpness, motion)
+        yield Glance(index, time, sharpness, motion)
 
 
-def _write_frames(path: Path, chosen: Sequence[int], times: Sequence[float], folder: Path) -> list[dict[str, Any]]:
+def _write_frames(path: Path, wanted: Mapping[int, float], folder: Path) -> list[dict[str, Any]]:
     from PIL import Image
 
-    wanted = dict(zip(chosen, times, strict=True))
     written = []
-    for index, (frame, turns) in enumerate(_frames(path)):
+    for index, frame, turns in _frames(path):
         if index not in wanted:
             continue
         pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
@@ -142,8 +154,8 @@ def _write_frames(path: Path, chosen: Sequence[int], times: Sequence[float], fol
     return written
 
 
-def _frames(path: Path) -> Iterator[tuple[Any, int]]:
-    """Decoded frames, and how many quarter turns to the left set them upright."""
+def _frames(path: Path) -> Iterator[tuple[int, Any, int]]:
+    """Number and decoded frame, and how many quarter turns to the left set it upright."""
     import av
     import av.error
 
@@ -159,7 +171,7 @@ def _frames(path: Path) -> Iterator[tuple[Any, int]]:
             count = 0
             try:
                 for frame in container.decode(stream):
-                    yield frame, round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+                    yield count, frame, round((getattr(frame, "rotation", 0) or 0) / 90) % 4
                     count += 1
                     if count >= _MAX_SCANNED:
                         return

@@ -143,6 +143,21 @@ def test_heic_photos_open(tmp_path: Path):
         assert capture.photo(0).rgb.shape == (64, 32, 3)
 
 
+def test_heic_named_jpg_opens(tmp_path: Path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.fromarray(noise(64, 32))).save(tmp_path / "a.heic")
+    (tmp_path / "a.heic").rename(tmp_path / "a.jpg")
+    with open_capture(tmp_path) as capture:
+        assert capture.photo(0).rgb.shape == (32, 64, 3)
+
+
+def test_smaller_copies_of_the_images_are_left_out(tmp_path: Path):
+    for name, size in (("images/a.jpg", (64, 48)), ("images_2/a.jpg", (32, 24)), ("images_8/a.jpg", (8, 6))):
+        save(tmp_path / name, noise(*size))
+    with open_capture(tmp_path) as capture:
+        assert [view.name for view in capture.views] == ["images/a.jpg"]
+
+
 def test_real_photo_sets_open(real_data: Path):
     with open_capture(real_data / "photos" / "sceaux", downscale=4) as sceaux:
         assert len(sceaux.views) == 11 and len({view.camera_group for view in sceaux.views}) == 1

@@ -64,7 +64,10 @@ def test_frames_are_those_of_the_film(tmp_path: Path):
 
 
 def test_a_pause_gives_few_frames_and_motion_many():
-    still, moving = [Glance(i / 30, 1.0, 0.0) for i in range(200)], [Glance(7 + i / 30, 1.0, 0.01) for i in range(100)]
+    still, moving = (
+        [Glance(i, i / 30, 1.0, 0.0) for i in range(200)],
+        [Glance(200 + i, 7 + i / 30, 1.0, 0.01) for i in range(100)],
+    )
     chosen = choose([*still, *moving], 50)
     assert sum(i < 200 for i in chosen) <= 1
     steps = np.diff([i for i in chosen if i >= 200])
@@ -73,7 +76,7 @@ def test_a_pause_gives_few_frames_and_motion_many():
 
 def test_the_sharpest_of_each_stretch_is_chosen():
     rng = np.random.default_rng(0)
-    glances = [Glance(i / 30, float(rng.random()), 0.01) for i in range(300)]
+    glances = [Glance(i, i / 30, float(rng.random()), 0.01) for i in range(300)]
     chosen = choose(glances, 30)
     assert len(chosen) == 30
     assert np.mean([glances[i].sharpness for i in chosen]) > 0.85  # the mean of the best of ten is 0.91
@@ -82,13 +85,13 @@ def test_the_sharpest_of_each_stretch_is_chosen():
 def test_a_cut_does_not_swallow_the_other_stretches():
     motion = [0.01] * 100
     motion[50] = 30.0
-    chosen = choose([Glance(i / 30, 1.0, shift) for i, shift in enumerate(motion)], 20)
+    chosen = choose([Glance(i, i / 30, 1.0, shift) for i, shift in enumerate(motion)], 20)
     assert sum(i < 50 for i in chosen) >= 7 and sum(i > 50 for i in chosen) >= 7
 
 
 def test_nothing_to_choose_from_is_nothing():
     assert choose([], 10) == []
-    assert len(choose([Glance(0, 1, 0)] * 5, 10)) == 1
+    assert len(choose([Glance(0, 0, 1, 0)] * 5, 10)) == 1
 
 
 def test_motion_is_measured_as_a_share_of_the_width(tmp_path: Path):
@@ -96,6 +99,15 @@ def test_motion_is_measured_as_a_share_of_the_width(tmp_path: Path):
     motion = [glance.motion for glance in glance_over(path)]
     assert motion[0] == 0
     assert np.median(motion[1:]) == pytest.approx(8 / WIDTH, rel=0.3)
+
+
+def test_slow_motion_is_looked_at_thirty_times_a_second(tmp_path: Path):
+    path = film(tmp_path / "a.mp4", pan([2 * i for i in range(60)]), rate=120)
+    glances = list(glance_over(path))
+    assert [glance.index for glance in glances] == list(range(0, 60, 4))
+    assert np.median([glance.motion for glance in glances[1:]]) == pytest.approx(8 / WIDTH, rel=0.3)
+    with open_capture(path) as capture:
+        assert all(int(Path(view.name).stem.split("_")[1]) % 4 == 0 for view in capture.views)
 
 
 def test_frames_written_before_are_used_again(tmp_path: Path, monkeypatch):
