@@ -25,9 +25,10 @@ from scene.ops.splat_blend import blend
 from scene.ops.splat_project import project
 
 LEAST_ALPHA = 0.5  # a pixel that lets more light through has no surface
-SAMPLES_PER_VIEW = 4000
+SAMPLES = 40_000  # points that are looked up in all views, from all views together
 AGREEMENT = 0.03  # of the depth: a point is seen by a camera that has this depth there
 LEAST_VIEWS = 3
+WELL_SEEN = 0.05  # share of the best-seen points' pixels per area
 
 
 @dataclass(frozen=True)
@@ -155,29 +156,31 @@ class Region:
 def well_seen(frames: Sequence[DepthFrame]) -> Region:
     """The box of what many of the cameras see, without the far background.
 
-    Points of all views are looked up in all other views. Those that as many cameras see as what the cameras look at
-    (a quarter of the views that the best-seen points have, 3 at least) span the box.
-    Raises InputError when no point is seen often enough.
+    Points of all views are looked up in all others. How well a point is seen is the sum of 1 / z^2 over the cameras that
+    see it, which is the number of pixels that a piece of surface there gets from all of them; points with at least
+    a twentieth of what the best ones have, seen by 3 cameras or more, span the box.
+    Raises InputError when there are not enough such points.
     """
     points, footprints = [], []
     for frame in frames:
         there = (frame.depth > 0).nonzero()
-        pixels = there[:: max(1, len(there) // SAMPLES_PER_VIEW)]
+        pixels = there[:: max(1, len(there) * len(frames) // SAMPLES)]
         points.append(back_project(frame, pixels))
         footprints.append(frame.depth[pixels[:, 0], pixels[:, 1]].double() / float(frame.camera.K[0, 0]))
     cloud, footprint = torch.cat(points), torch.cat(footprints)
-    views = torch.zeros(len(cloud), dtype=torch.int64)
+    views, pixels_seen = torch.zeros(2, len(cloud), dtype=torch.float64)
     errors = []
     for frame in frames:
-        near, error = _sees(frame, cloud)
+        near, z, error = _sees(frame, cloud)
         views += near
+        pixels_seen += torch.where(near, z.clamp_min(1e-12) ** -2, 0)
         errors.append(error[near])
-    least = max(min(LEAST_VIEWS, len(frames)), 0.25 * float(torch.quantile(views.double(), 0.95)))
-    kept = views >= least
+    kept = views >= min(LEAST_VIEWS, len(frames))
     if int(kept.sum()) < 100:
         raise InputError(
-            f"no surface is seen by {least:.0f} cameras or more, so there is no mesh; the splats may not be trained yet"
+            f"no surface is seen alike by {LEAST_VIEWS} cameras, so there is no mesh; the splats may not be trained yet"
         )
+    kept &= pixels_seen >= WELL_SEEN * float(torch.quantile(pixels_seen[kept], 0.95))
     cloud, footprint = cloud[kept].numpy(), footprint[kept]
     low, high = np.quantile(cloud, 0.005, axis=0), np.quantile(cloud, 0.995, axis=0)
     margin = 0.03 * float((high - low).max())
@@ -191,12 +194,12 @@ def well_seen(frames: Sequence[DepthFrame]) -> Region:
     )
 
 
-def _sees(frame: DepthFrame, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the points [P, 3] lie on the frame's surface, and how far off its depth they are, scene units."""
+def _sees(frame: DepthFrame, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the points [P, 3] lie on the frame's surface, their z, and how far off its depth they are."""
     camera = frame.camera.to(dtype=torch.float64)
     pixels, z = camera.project(points)
     inside = (z > 0) & (pixels >= 0).all(1) & (pixels[:, 0] < camera.width) & (pixels[:, 1] < camera.height)
     column, row = torch.where(inside[:, None], pixels, 0).long().unbind(1)
     depth = frame.depth[row, column].double()
     error = (depth - z).abs()
-    return inside & (depth > 0) & (error < AGREEMENT * z), error
+    return inside & (depth > 0) & (error < AGREEMENT * z), z, error

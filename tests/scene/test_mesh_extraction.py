@@ -1,0 +1,148 @@
+"""Gaussians laid on known surfaces, meshed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from scene import sh
+from scene.cameras import Camera, look_at
+from scene.errors import InputError
+from scene.gaussians import Gaussians
+from scene.mesh import Mesh
+from scene.mesh_distance import chamfer, sample_surface
+from scene.mesh_extraction import MeshConfig, evenly, gaussians_to_mesh, render_frame, well_seen
+
+SMALL = MeshConfig(voxels=96, faces=20_000)
+
+
+def surfels(mesh: Mesh, count: int, *, thickness: float = 0.1, seed: int = 0) -> Gaussians:
+    """Flat opaque Gaussians on a surface, coloured by their place."""
+    points, faces = sample_surface(mesh, count, np.random.default_rng(seed))
+    normals = mesh.face_normals[faces] / (2 * mesh.face_areas[faces, None])
+    size = 0.9 * math.sqrt(mesh.face_areas.sum() / count)
+    # The rotation from +Z to the normal, by half-way quaternions; straight down is a half turn about x.
+    quats = np.stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0], np.zeros(count)], axis=1)
+    quats[normals[:, 2] < -0.999999] = [0, 1, 0, 0]
+    colors = torch.tensor(0.5 + 0.4 * np.sin(3 * points), dtype=torch.float32)
+    return Gaussians(
+        means=torch.tensor(points, dtype=torch.float32),
+        quats=torch.tensor(quats, dtype=torch.float32),
+        log_scales=torch.tensor([size, size, thickness * size]).log().repeat(count, 1),
+        opacity_logits=torch.full((count,), 4.0),
+        sh_dc=sh.from_rgb(colors),
+        sh_rest=torch.zeros(count, 0, 3),
+    )
+
+
+def around(count: int = 24, radius: float = 3.0) -> list[Camera]:
+    K = torch.tensor([[160.0, 0, 80], [0, 160.0, 60], [0, 0, 1]])
+    cameras = []
+    for i in range(count):
+        z, turn = 1 - 2 * (i + 0.5) / count, i * math.pi * (3 - math.sqrt(5))
+        flat = math.sqrt(1 - z * z)
+        eye = radius * torch.tensor([flat * math.cos(turn), flat * math.sin(turn), z])
+        cameras.append(Camera(K, look_at(eye, torch.zeros(3), torch.tensor([0.1, 0.2, 1.0])), 160, 120))
+    return cameras
+
+
+def ball(radius: float = 0.8, center: tuple[float, float, float] = (0, 0, 0)) -> Mesh:
+    solid = trimesh.creation.icosphere(4, radius=radius)
+    return Mesh(np.asarray(solid.vertices) + center, np.asarray(solid.faces, np.int32))
+
+
+def test_a_sphere_of_splats_becomes_that_sphere():
+    truth = ball()
+    splats = surfels(truth, 8000)
+    mesh = gaussians_to_mesh(splats, around(), SMALL)
+    result = chamfer(mesh, truth, samples=20_000)
+    assert result.percent < 0.15  # a voxel is 0.6 % of the diagonal
+    facts = mesh.facts()
+    assert facts.components == 1 and facts.faces <= 20_000
+    assert mesh.colors is not None
+    wanted = 255 * (0.5 + 0.4 * np.sin(3 * mesh.vertices))
+    assert np.abs(mesh.colors - wanted).mean() < 4  # splats 0.03 wide blur what changes by 300 per unit
+
+
+def test_depth_from_planes_beats_depth_from_centres():
+    truth = ball()
+    splats = surfels(truth, 2000)  # large splats: much of each is seen aslant
+    errors = {
+        kind: chamfer(
+            gaussians_to_mesh(splats, around(), MeshConfig(voxels=96, depth=kind)), truth, samples=10_000
+        ).chamfer
+        for kind in ("plane", "expected", "median")
+    }
+    assert errors["plane"] < 0.4 * min(errors["expected"], errors["median"])
+
+
+def test_a_wall_of_splats_seen_aslant_has_its_true_depth():
+    wall = Mesh(
+        np.array([[-2, -2, 0], [2, -2, 0], [2, 2, 0], [-2, 2, 0]], float), np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+    )
+    pose = look_at(torch.tensor([1.5, 0.0, 1.0]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    K = torch.tensor([[100.0, 0, 40], [0, 100.0, 30], [0, 0, 1]])
+    camera = Camera(K, pose, 80, 60)
+    frame = render_frame(surfels(wall, 20_000), camera, MeshConfig())
+    origins, rays = camera.rays()
+    wanted = -origins[..., 2] / rays[..., 2]
+    assert (frame.depth > 0).all()
+    assert ((frame.depth - wanted).abs() / wanted).max() < 2e-3
+
+
+def test_the_far_background_is_left_out():
+    scene = Gaussians.concat([surfels(ball(), 4000), surfels(ball(30.0), 6000, seed=1)])
+    mesh = gaussians_to_mesh(scene, around(36), SMALL)
+    # Cameras 3 away from the centre look at a ball of 0.8: what lies 30 away is no part of it.
+    assert np.abs(mesh.vertices).max() < 1.2
+    assert chamfer(mesh, ball(), samples=10_000).percent < 0.3
+
+
+def test_a_floater_before_one_camera_goes():
+    cameras = around()
+    eye = cameras[4].center.numpy()
+    scene = Gaussians.concat([surfels(ball(), 8000), surfels(ball(0.05, tuple(0.55 * eye)), 200, seed=2)])
+    mesh = gaussians_to_mesh(scene, cameras, SMALL)
+    assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.8).max() < 0.05
+
+
+def test_the_same_scene_gives_the_same_mesh():
+    splats = surfels(ball(), 2000)
+    one, two = (gaussians_to_mesh(splats, around(8), SMALL) for _ in range(2))
+    # Marching cubes number their vertices as threads finish; the surface is the same.
+    assert len(one.faces) == pytest.approx(len(two.faces), rel=0.01)
+    assert chamfer(one, two, samples=10_000).chamfer < 1e-3
+
+
+def test_nothing_to_mesh_is_an_error_in_words():
+    splats = surfels(ball(), 500)
+    with pytest.raises(InputError, match="two cameras"):
+        gaussians_to_mesh(splats, around()[:1], SMALL)
+    with pytest.raises(InputError, match="Gaussians"):
+        gaussians_to_mesh(splats.select(torch.zeros(0, dtype=torch.int64)), around(), SMALL)
+    faint = surfels(ball(), 500)
+    faint.opacity_logits -= 8
+    with pytest.raises(InputError, match="no mesh"):
+        gaussians_to_mesh(faint, around(), SMALL)
+
+
+def test_progress_runs_to_the_end_and_stop_is_asked():
+    calls: list[tuple[int, int]] = []
+    gaussians_to_mesh(
+        surfels(ball(), 1000), around(8), SMALL, progress=lambda done, total, message: calls.append((done, total))
+    )
+    assert calls[-1][0] == calls[-1][1] and calls == sorted(calls)
+
+
+def test_views_are_chosen_evenly_and_the_region_is_where_they_look():
+    cameras = around(24)
+    assert len(evenly(cameras, 30)) == 24
+    assert all(a is cameras[b] for a, b in zip(evenly(cameras, 5), (0, 6, 12, 17, 23), strict=True))
+    frames = [render_frame(surfels(ball(), 4000), camera, MeshConfig()) for camera in cameras]
+    region = well_seen(frames)
+    assert np.allclose(region.box.low, -0.85, atol=0.06) and np.allclose(region.box.high, 0.85, atol=0.06)
+    assert region.footprint == pytest.approx(2.3 / 160, rel=0.1)
