@@ -30,6 +30,7 @@ from recon.sfm_watch import Watch
 from scene.errors import CamerasError
 
 _SMALL, _LARGE = 14, 150  # photos: up to the first all pairs are matched; above the second pairs are retrieved
+_FEW = 20  # photos: every single one counts
 
 
 @dataclass(frozen=True)
@@ -91,22 +92,22 @@ def estimate_cameras(
         for path in folder.glob("*.db*"):
             path.unlink()
         (folder / "photos.json").write_text(json.dumps(mark))
-    models, best = [], None
+    models, best, hold_focal = [], None, False
     for number, attempt in enumerate(_attempts(config, total)):
-        if number and (_enough(best, total) or watch.left < 0.4 * config.max_seconds):
+        placed = best.num_reg_images() if best else 0
+        if number and (_enough(placed, total, number) or watch.left < 0.4 * config.max_seconds):
             break
         if number:
-            placed = best.num_reg_images() if best else 0
             decisions.append(f"Only {placed} of {total} photos could be placed, so it was tried again {attempt.words}.")
-        found, notes = _run(capture, config, attempt, folder, watch)
+        found, held, notes = _run(capture, config, attempt, folder, watch)
         decisions += notes
         if found and (best is None or _rank(found[0]) > _rank(best)):
-            models, best = found, found[0]
+            models, best, hold_focal = found, found[0], held
     decisions += _about(models, total)
     if best is None:
         raise CamerasError(_advice(0, total))
     watch.progress(total, total, "Refining lenses and poses")
-    best = refine_model(best, MapperSettings(threads=_threads(config)))
+    best = refine_model(best, MapperSettings(threads=_threads(config), hold_focal=hold_focal))
     enough = best.num_reg_images() >= max(3, math.ceil(config.min_share * total))
     save_model(best, capture, folder, mark, decisions, watch.elapsed, finished=enough)
     result = load_result(capture, folder, mark)
@@ -145,17 +146,26 @@ def _plan(capture: Capture, config: SfmConfig) -> tuple[SfmConfig, list[str]]:
 
 
 def _threads(config: SfmConfig) -> int:
-    return config.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.threads or available
 
 
 def _attempts(config: SfmConfig, total: int) -> list[_Attempt]:
     """The ways to try, in order of cost."""
-    features = FeatureSettings(config.features, config.max_image_size)
+    few = 2 if total <= _FEW else 1  # few photos are quickly matched and lean on every feature
+    features = FeatureSettings(few * config.features, config.max_image_size)
     mapper = MapperSettings(mapper=config.mapper, threads=_threads(config), seed=config.seed)
-    loose = replace(mapper, mapper="incremental", min_triangulation=3.0, min_first_inliers=30, min_inliers=12)
+    loose = replace(
+        mapper,
+        mapper="incremental",
+        min_triangulation=3.0,
+        max_forward=0.99,
+        min_first_inliers=30,
+        min_inliers=12,
+    )
     neighbours = total if config.matcher == "exhaustive" else config.neighbours
     more = total if total <= 60 else 3 * config.neighbours
-    rich = replace(features, count=3 * features.count, max_size=2 * features.max_size, contrast=0.005)
+    rich = replace(features, count=2 * features.count, max_size=2 * features.max_size, contrast=0.005)
     pairs = "all pairs matched" if more == total else f"{more} neighbours each"
     return [
         _Attempt("", features, neighbours, 0.8, mapper, "matches.db"),
@@ -166,8 +176,8 @@ def _attempts(config: SfmConfig, total: int) -> list[_Attempt]:
 
 def _run(
     capture: Capture, config: SfmConfig, attempt: _Attempt, folder: Path, watch: Watch
-) -> tuple[list[Any], list[str]]:
-    """The models of one attempt, largest first, and what has to be said about it."""
+) -> tuple[list[Any], bool, list[str]]:
+    """The models of one attempt, largest first, whether focal lengths were held, and what has to be said about it."""
     path = folder / attempt.database
     with open_database(path) as database:
         register_photos(database, capture, "SIMPLE_RADIAL")
@@ -185,11 +195,17 @@ def _run(
             "those most alike first."
         )
     if not matched.inliers:
-        return [], notes
+        return [], False, notes
+    kept = False
     models = map_photos(path, attempt.mapper, len(capture.views), config.max_seconds, watch)
+    if models and not attempt.mapper.hold_focal and (told := _contradiction(models[0], capture)):
+        held = map_photos(path, replace(attempt.mapper, hold_focal=True), len(capture.views), config.max_seconds, watch)
+        if held and held[0].num_reg_images() >= 0.9 * models[0].num_reg_images():
+            models, kept = held, True
+            notes.append(told)
     if watch.left < 0:
         notes.append(f"Placing photos ended with the time box of {config.max_seconds:.0f} s.")
-    return models, notes
+    return models, kept, notes
 
 
 def _pairs(
@@ -213,8 +229,24 @@ def _pairs(
     return choose_pairs(scores, attempt.neighbours)
 
 
-def _enough(model: Any, total: int) -> bool:
-    return model is not None and model.num_reg_images() >= (total if total <= 20 else math.ceil(0.95 * total))
+def _contradiction(model: Any, capture: Capture) -> str:
+    """A sentence when the estimated focal length is far from the one EXIF states, else nothing."""
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        estimated, stated = model.cameras[image.camera_id].params[0], capture.views[image_id - 1].focal_px
+        if stated is not None and abs(math.log(estimated / stated)) > 0.15:
+            return (
+                f"The estimated focal length ({estimated:.0f} px) contradicted EXIF's ({stated:.0f} px), as happens "
+                "when the photos were taken walking straight ahead: EXIF's is kept."
+            )
+    return ""
+
+
+def _enough(placed: int, total: int, tries: int) -> bool:
+    """Whether another try is not worth its time: the third is dear, and for those that fared badly so far."""
+    if total <= _FEW:
+        return placed == total
+    return placed >= math.ceil((0.95 if tries == 1 else 0.7) * total)
 
 
 def _rank(model: Any) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def match_descriptors(first: Tensor, second: Tensor, *, ratio: float = 0.8, max_
     """Mutual nearest neighbours that pass Lowe's ratio test, [M, 2] indices.
 
     first, second: [F, 128] and [G, 128] float32 descriptors of length UNIT.  ratio: of the angles to the nearest and
-    the second nearest.  max_angle: radians.  Sums of bytes stay below 2^24, so float32 is exact and order plays no part.
+    the second nearest.  max_angle: radians.  Sums stay below 2^24: float32 is exact in any order.
     """
     if min(len(first), len(second)) < 2:
         return torch.zeros(0, 2, dtype=torch.int64)
@@ -158,9 +158,9 @@ def _most(similarity: Tensor, neighbours: int) -> Tensor:
 
 
 def choose_pairs(scores: Tensor, neighbours: int, *, steps: Sequence[int] = (1, 2), weakest: int = 4) -> list[tuple]:
-    """Pairs (i, j), i < j, best first: the best-scoring `neighbours` of each photo, and those `steps` apart in name order.
+    """Pairs (i, j), i < j, best first: the best-scoring `neighbours` of each photo, and those `steps` apart by name.
 
-    People walk while they take photos, so the next photo nearly always overlaps: those pairs are kept whatever the score.
+    People walk while they take photos, so the next one nearly always overlaps: such pairs are kept whatever the score.
     """
     total = len(scores)
     wanted = _most(scores, neighbours) & (scores >= weakest)

@@ -1,4 +1,4 @@
-"""The frame of an estimated scene: up is +Z, the subject at the origin, a median camera distance of 1, or metres by GPS.
+"""The frame of an estimated scene: up is +Z, the subject at the origin, median camera distance 1, or metres by GPS.
 
 Similarities are given as (scale, R [3, 3], t [3]): new = scale R old + t.
 """
@@ -98,12 +98,13 @@ def rotation_between(source: Floats, target: Floats) -> Floats:
         axis = np.cross(source, other)
         axis /= np.linalg.norm(axis)
         return 2 * np.outer(axis, axis) - np.eye(3)
-    skew = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    return np.eye(3) + skew + skew @ skew / (1 + cosine)
+    skew: Floats = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turned: Floats = np.eye(3) + skew + np.dot(skew, skew) / (1 + cosine)
+    return turned
 
 
 def scene_center(centers: Floats, forward: Floats, points: Floats) -> Floats:
-    """What the cameras look at: where their axes nearly meet, if in front of most of them, else the middle of the points.
+    """What the cameras look at: where their axes nearly meet, if in front of most, else the middle of the points.
 
     centers, forward: [N, 3], forward of unit length.  points: [P, 3].
     """
@@ -129,7 +130,7 @@ def enu(gps: Floats) -> Floats:
     latitude, longitude = np.radians(gps[:, 0]), np.radians(gps[:, 1])
     major, squared = 6_378_137.0, 6.694379990141e-3
     across = major / np.sqrt(1 - squared * np.sin(latitude) ** 2)
-    earth = np.stack(
+    earth: Floats = np.stack(
         [
             (across + gps[:, 2]) * np.cos(latitude) * np.cos(longitude),
             (across + gps[:, 2]) * np.cos(latitude) * np.sin(longitude),
@@ -140,7 +141,8 @@ def enu(gps: Floats) -> Floats:
     lat, lon = float(np.median(latitude)), float(np.median(longitude))
     east = np.array([-math.sin(lon), math.cos(lon), 0])
     north = np.array([-math.sin(lat) * math.cos(lon), -math.sin(lat) * math.sin(lon), math.cos(lat)])
-    return (earth - earth.mean(0)) @ np.stack([east, north, np.cross(east, north)], axis=1)
+    axes: Floats = np.stack([east, north, np.cross(east, north)], axis=1)
+    return ((earth - earth.mean(0))[:, :, None] * axes).sum(1)
 
 
 def fit_gps(

@@ -26,8 +26,10 @@ class MapperSettings:
 
     mapper: str = "incremental"  # or "global"
     min_triangulation: float = 8.0  # degrees between the rays of the first two photos
+    max_forward: float = 0.95  # share of the first two photos' baseline along the view; forward walks need more
     min_first_inliers: int = 60  # matches of the first two photos
     min_inliers: int = 20  # points a photo must see in order to join
+    hold_focal: bool = False  # keep the focal length the photos state
     threads: int = -1
     seed: int = 0
 
@@ -47,6 +49,9 @@ def map_photos(database: Path, settings: MapperSettings, total: int, deadline: f
     def joined() -> None:
         registered[0] += 1
 
+    def began() -> None:
+        registered[0] = 2
+
     with tempfile.TemporaryDirectory(dir=database.parent) as output:
         if settings.mapper == "global":
             work = lambda: pycolmap.global_mapping(database, ".", output, _global_options(settings))  # noqa: E731
@@ -57,7 +62,7 @@ def map_photos(database: Path, settings: MapperSettings, total: int, deadline: f
                 ".",
                 output,
                 options,
-                initial_image_pair_callback=lambda: (joined(), joined()),
+                initial_image_pair_callback=began,
                 next_image_callback=joined,
                 cancellation_token=token,
             )
@@ -115,7 +120,10 @@ def _incremental_options(settings: MapperSettings) -> Any:
     options.ba_global_points_ratio = 1.3
     options.ba_global_max_refinements = 2
     options.ba_global_max_num_iterations = 20
+    options.ba_refine_focal_length = not settings.hold_focal
+    options.mapper.abs_pose_refine_focal_length = not settings.hold_focal
     options.mapper.init_min_tri_angle = settings.min_triangulation
+    options.mapper.init_max_forward_motion = settings.max_forward
     options.mapper.init_min_num_inliers = settings.min_first_inliers
     options.mapper.abs_pose_min_num_inliers = settings.min_inliers
     return options
@@ -156,6 +164,7 @@ def refine_model(model: Any, settings: MapperSettings, *, max_error: float = 3.0
     for principal_point in (False, True) if shared >= 15 else (False,):
         options = pycolmap.BundleAdjustmentOptions()
         options.refine_principal_point = principal_point
+        options.refine_focal_length = not settings.hold_focal
         options.print_summary = False
         options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
         options.ceres.solver_options.max_num_iterations = 30
@@ -164,8 +173,10 @@ def refine_model(model: Any, settings: MapperSettings, *, max_error: float = 3.0
         pycolmap.create_default_bundle_adjuster(options, config, refined).solve()
         pycolmap.ObservationManager(refined).filter_all_points3D(max_error, 1.5)
     refined.update_point_3d_errors()
-    if not all(plausible(camera) for camera in refined.cameras.values()):
-        return model
+    for camera_id, camera in refined.cameras.items():
+        drift = camera.params[0] / model.cameras[camera_id].params[0]
+        if not plausible(camera) or abs(drift - 1) > 0.1:
+            return model
     return refined
 
 
@@ -187,7 +198,7 @@ def plausible(camera: Any) -> bool:
     return bool(
         np.isfinite(camera.params).all()
         and 0.18 * size < fx < 6 * size
-        and abs(fx / fy - 1) < 0.05
+        and abs(fx / fy - 1) < 0.02
         and abs(cx / camera.width - 0.5) < 0.1
         and abs(cy / camera.height - 0.5) < 0.1
         and max(abs(k) for k in distortion) < 1

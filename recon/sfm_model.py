@@ -1,9 +1,8 @@
-"""The finished model: filtered, coloured, put into its frame, written as COLMAP binaries, and read back as a capture."""
+"""The finished model: filtered, coloured, put into its frame, written as COLMAP files and read back as a capture."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.captures import Capture
 from data.frames import PointCloud
@@ -29,6 +29,9 @@ class SfmResult:
     seconds: float  # of estimation, also when it was taken from an earlier run
     mean_reprojection_px: float
     decisions: tuple[str, ...]
+    unplaced: tuple[str, ...]  # names of the photos left out
+    shared: Tensor  # [V, V] int32, points seen by both views of `capture`
+    triangulation_deg: float  # median over points of the widest angle between two of their rays
 
 
 def save_model(
@@ -75,7 +78,7 @@ def save_model(
     }
     temporary = folder / "result.json.new"
     temporary.write_text(json.dumps(facts, indent=1))
-    os.replace(temporary, folder / "result.json")
+    temporary.replace(folder / "result.json")
 
 
 def load_result(capture: Capture, folder: Path, mark: dict[str, Any]) -> SfmResult | None:
@@ -103,14 +106,34 @@ def load_result(capture: Capture, folder: Path, mark: dict[str, Any]) -> SfmResu
         tracks=torch.tensor([len({e.image_id for e in p.track.elements}) for p in points], dtype=torch.int32),
     )
     decisions = tuple(facts["decisions"])
+    placed = capture.with_cameras(cameras, cloud, (0.0, 0.0, 1.0), facts["metric"], decisions)
+    shared, angle = _covisibility(model, points, [view.name for view in placed.views])
     return SfmResult(
-        capture=capture.with_cameras(cameras, cloud, (0.0, 0.0, 1.0), facts["metric"], decisions),
+        capture=placed,
         registered=len(cameras),
         total=facts["total"],
         seconds=facts["seconds"],
         mean_reprojection_px=facts["mean_reprojection_px"],
         decisions=decisions,
+        unplaced=tuple(view.name for view in capture.views if view.name not in cameras),
+        shared=shared,
+        triangulation_deg=angle,
     )
+
+
+def _covisibility(model: Any, points: Sequence[Any], names: Sequence[str]) -> tuple[Tensor, float]:
+    """Points shared by each two views [V, V], and the median over points of the widest angle between their rays."""
+    rows = {model.find_image_with_name(name).image_id: row for row, name in enumerate(names)}
+    seen = torch.zeros(len(points), len(names))
+    for column, point in enumerate(points):
+        seen[column, [rows[e.image_id] for e in point.track.elements]] = 1
+    centers = np.stack([model.find_image_with_name(name).projection_center() for name in names])
+    angles = []
+    for column in range(0, len(points), max(1, len(points) // 2000)):
+        rays = centers[seen[column].numpy() > 0] - points[column].xyz
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        angles.append(np.degrees(np.arccos(np.clip((rays @ rays.T).min(), -1, 1))))
+    return (seen.T @ seen).int(), float(np.median(angles)) if angles else 0.0
 
 
 def _c2w(image: Any) -> np.ndarray:
@@ -126,7 +149,7 @@ def _drop_poor_points(model: Any) -> None:
     within which nine tenths lie.
     """
     model.update_point_3d_errors()
-    points = {i: point for i, point in model.points3D.items()}
+    points = dict(model.points3D.items())
     if not points:
         return
     ids = np.array(sorted(points))
