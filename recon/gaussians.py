@@ -108,7 +108,7 @@ class _Trainer:
     first_count: int
     done: int = 0
     seconds: float = 0.0
-    next_refine: int = 0
+    refined: tuple[int, float] = (0, 0.0)  # step and progress of the last refinement
     watched: int = 0
     psnr: float | None = None
     loss: float = math.nan
@@ -186,7 +186,7 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     if config.densify == "mcmc" and p < REFINE_TO and trainer.done % NOISE_EVERY == 0:
         strength = config.noise * _means_lr(trainer, p) * math.sqrt(NOISE_EVERY)
         add_position_noise(step.gaussians, strength=strength, generator=trainer.generator)
-    if trainer.done >= trainer.next_refine:
+    if _refine_is_due(trainer, p):
         _refine(trainer, p)
     _watch(trainer, p)
 
@@ -237,13 +237,16 @@ def _next_view(trainer: _Trainer, level: int) -> int:
     return index
 
 
+def _refine_is_due(trainer: _Trainer, p: float) -> bool:
+    """Every hundred steps, or every hundredth of the run where that comes first."""
+    steps, share = trainer.done - trainer.refined[0], p - trainer.refined[1]
+    return GROW_FROM <= p < REFINE_TO and (steps >= 100 or (steps >= 10 and share >= 0.01))
+
+
 def _refine(trainer: _Trainer, p: float) -> None:
-    """Grows, moves and prunes by the chosen family, and sets the time of the next refinement."""
+    """Grows, moves and prunes by the chosen family."""
     config, step = trainer.config, trainer.step
-    every = max(20, min(100, config.steps // 80))
-    trainer.next_refine = trainer.done + every
-    if not GROW_FROM <= p < REFINE_TO:
-        return
+    before, trainer.refined = trainer.refined[0], (trainer.done, p)
     if config.densify == "mcmc":
         edit = mcmc_refine(
             step.gaussians,
@@ -255,8 +258,7 @@ def _refine(trainer: _Trainer, p: float) -> None:
     else:
         edit = _absgrad_edit(trainer, p)
     _apply(step, edit)
-    resets = config.densify == "absgrad" and p < GROW_TO
-    if resets and trainer.done // 3000 != (trainer.done + every) // 3000:
+    if config.densify == "absgrad" and p < GROW_TO and before // 3000 != trainer.done // 3000:
         reset_opacities(step.gaussians, 0.01)
 
 
@@ -336,7 +338,8 @@ def _checkpoint(trainer: _Trainer) -> Checkpoint:
         "steps": trainer.config.steps,
         "seconds": trainer.seconds,
         "adam_steps": step.adam.steps,
-        "next_refine": trainer.next_refine,
+        "refined_step": trainer.refined[0],
+        "refined_progress": trainer.refined[1],
         "first_count": trainer.first_count,
         "watched": trainer.watched,
         "extent": trainer.extent,
@@ -406,7 +409,7 @@ def _restored(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trai
         first_count=int(state["first_count"]),
         done=int(state["step"]),
         seconds=float(state["seconds"]),
-        next_refine=int(state["next_refine"]),
+        refined=(int(state["refined_step"]), float(state["refined_progress"])),
         watched=int(state["watched"]),
         loss=float(state["loss"]),
     )
