@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from apps.console import JsonLines, Watcher, clock
 from apps.film import path_cameras, pictures_along, up_of, write_film
@@ -21,7 +20,7 @@ from apps.report import write_report
 from apps.run_cameras import load_scene, read_cameras, write_cameras
 from apps.signals import StopSignal
 from data.captures import Capture, open_capture
-from recon import gaussians, sfm
+from recon import capture_check, gaussians, sfm
 from scene.errors import CamerasError, InputError, Interrupted
 from scene.formats import save_mesh, save_splats
 from scene.gaussians import Gaussians
@@ -103,8 +102,6 @@ class _Work:
 
     def with_cameras(self, capture: Capture) -> Capture:
         """The capture with estimated cameras; a finished model in the run is used again."""
-        from recon import capture_check
-
         run = self.run
         run.stage = "check"
         run.event()
@@ -136,7 +133,7 @@ class _Work:
             self.keep_findings("check_cameras", capture_check.check_cameras(result))
         return result.capture
 
-    def keep_findings(self, stage: str, check: Any) -> None:
+    def keep_findings(self, stage: str, check: capture_check.CaptureCheck) -> None:
         """Say what a capture check found, and keep it for the report."""
         for finding in check.findings:
             if finding.level != "good":

@@ -210,8 +210,8 @@ class Run:
         return {name: dict(record) for name, record in self._progress["stages"].items()}
 
     def finish(self, stage: str, **record: Any) -> None:
-        """Record that a stage is complete, its files being on the disk."""
-        self._progress["stages"][stage] = record
+        """Record that a stage is complete, its files being on the disk. Numbers that are not finite become null."""
+        self._progress["stages"][stage] = _finite(record)
         self.write_json("progress.json", self._progress)
 
     def reopen_stage(self, stage: str) -> None:
@@ -355,6 +355,15 @@ def _drop_torn_line(path: Path) -> None:
         end = start + file.read().rfind(b"\n") + 1
         if end < size:
             file.truncate(end)
+
+
+def _finite(value: Any) -> Any:
+    """Nested lists and objects without NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return _finite_or_none(value)
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -290,11 +290,11 @@ def test_metrics_merge_and_leave_out_what_is_not_known(tmp_path: Path) -> None:
 def test_decisions_and_stages_come_back_once_each(tmp_path: Path) -> None:
     with make_run(tmp_path / "run") as run:
         run.decide("Photos, because there are 12 JPEGs.")
-        run.finish("cameras", seconds=2.5)
+        run.finish("cameras", seconds=2.5, found=[{"value": float("nan")}])
     with Run.open(tmp_path / "run") as run:
         run.decide("Photos, because there are 12 JPEGs.")
         assert run.decisions == ("Photos, because there are 12 JPEGs.",)
-        assert run.finished("cameras") == {"seconds": 2.5}
+        assert run.finished("cameras") == {"seconds": 2.5, "found": [{"value": None}]}
         run.reopen_stage("cameras")
         assert run.finished("cameras") is None
 
