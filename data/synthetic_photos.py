@@ -98,7 +98,8 @@ def write_photos(
         name = f"view_{index:03d}.jpg"
         tags = Image.Exif()
         if with_exif:
-            tags.get_ifd(0x8769)[0xA405] = round(36 * float(camera.K[0, 0]) / size[0])  # FocalLengthIn35mmFilm
+            # FocalLengthIn35mmFilm: of a frame with the same field of view over the diagonal, in whole mm.
+            tags.get_ifd(0x8769)[0xA405] = round(43.27 * float(camera.K[0, 0]) / math.hypot(*size))
         Image.fromarray(pixels).save(folder / name, quality=93, exif=tags)
         answers[name] = replace(shown, camera=camera)
     return answers

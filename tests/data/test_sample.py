@@ -10,6 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data.assets.still_life.render import intrinsics, shots
+from data.assets.still_life.shapes import Shape, revolve, rounded_box
+from data.captures import open_capture
 from data.sample import Similarity, align_cameras, inside_box, sample_photos, sample_truth, similarity_between
 from scene.cameras import Camera, look_at
 
@@ -135,7 +138,8 @@ def test_the_photos_are_what_the_sample_promises() -> None:
         with Image.open(file) as image:
             assert image.size == (640, 480)
             focal_35mm = image.getexif().get_ifd(0x8769)[0xA405]
-        assert focal_35mm / 36 * 640 == pytest.approx(float(truth.cameras[file.name].K[0, 0]))
+        focal = float(truth.cameras[file.name].K[0, 0])
+        assert focal_35mm == round(43.27 * focal / 800)  # over the diagonal, as the standard says
 
 
 def test_cameras_stand_around_the_still_life_and_look_at_it() -> None:
@@ -145,6 +149,39 @@ def test_cameras_stand_around_the_still_life_and_look_at_it() -> None:
         pixel, depth = camera.project(truth.box.mean(0)[None])
         assert 0.3 < float(depth[0]) < 1.0
         assert 160 < float(pixel[0, 0]) < 480 and 80 < float(pixel[0, 1]) < 400
+
+
+def test_shipped_cameras_are_those_of_the_script() -> None:
+    truth = sample_truth()
+    for shot in shots():
+        camera = truth.cameras[shot.name]
+        assert np.abs(camera.c2w.numpy() - shot.c2w).max() < 1e-8
+        assert truth.exposure_stops[shot.name] == shot.stops
+        assert np.abs(camera.K.numpy() - intrinsics(640, 480)).max() < 1e-9
+
+
+def test_the_reader_finds_focal_length_and_one_camera() -> None:
+    with open_capture(sample_photos()) as capture:
+        assert capture.kind == "photos" and len(capture.views) == 36
+        assert len({view.camera_group for view in capture.views}) == 1
+        for view in capture.views:
+            assert view.focal_px == pytest.approx(34 / 36 * 640, rel=0.015)  # EXIF rounds to whole millimetres
+
+
+@pytest.mark.parametrize(
+    ("shape", "volume"),
+    [
+        (revolve(np.array([[math.sin(a), math.cos(a)] for a in np.linspace(0, math.pi, 80)]), 160), 4 / 3 * math.pi),
+        (rounded_box((0.2, 0.3, 0.4), 1e-4), 0.024),
+        (rounded_box((0.2, 0.2, 0.2), 0.1, cells=40), 4 / 3 * math.pi * 1e-3),
+    ],
+    ids=["ball", "box", "box rounded to a ball"],
+)
+def test_shapes_are_closed_and_face_outwards(shape: Shape, volume: float) -> None:
+    a, b, c = (shape.vertices[shape.faces[:, k]] for k in range(3))
+    assert np.einsum("fi,fi->", a, np.cross(b, c)) / 6 == pytest.approx(volume, rel=4e-3)
+    outward = (shape.normals() * shape.vertices).sum(1)
+    assert outward.min() > 0
 
 
 def read_truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -164,18 +201,20 @@ def test_photos_show_the_true_surface_from_the_true_cameras() -> None:
     truth = sample_truth()
     vertices, faces = read_truth(truth.mesh)
     rays = o3d.t.geometry.RaycastingScene()
-    core = o3d.core
-    rays.add_triangles(core.Tensor(vertices.astype(np.float32)), core.Tensor(faces.astype(np.uint32)))
+    # Open3D takes arrays here, its stubs know only its own tensors.
+    rays.add_triangles(vertices.astype(np.float32), faces.astype(np.uint32))  # pyright: ignore[reportArgumentType]
     scores = dict.fromkeys((0.0, -2.0, 2.0), 0.0)
     for first, second in (("photo_01.jpg", "photo_02.jpg"), ("photo_21.jpg", "photo_22.jpg")):
         a, b = truth.cameras[first], truth.cameras[second]
         origins, directions = a.rays()
         depth_a = torch.from_numpy(_cast(rays, origins, directions)).double()
-        world = origins + depth_a[..., None] * directions
+        hit = depth_a.isfinite()
+        # A ray that is not finite never comes back from the ray caster.
+        world = origins + torch.where(hit, depth_a, 1.0)[..., None] * directions
         pixel, depth_b = b.project(world.reshape(-1, 3))
         in_b = world.reshape(-1, 3) - b.center
         free = torch.from_numpy(_cast(rays, b.center.expand_as(in_b), in_b)).double()
-        good = depth_a.isfinite().flatten() & (free > 1 - 0.004) & (depth_b > 0)
+        good = hit.flatten() & (free > 1 - 0.004) & (depth_b > 0)
         good &= ((pixel > 4) & (pixel < torch.tensor([b.width - 4.0, b.height - 4.0]))).all(1)
         assert float(good.double().mean()) > 0.25
         colour_a = _grey(sample_photos() / first).flatten()[good]

@@ -2,9 +2,9 @@
 
     python -m data.assets.still_life.render --out FOLDER [--width 640] [--spp 80] [--views 0:36]
 
-Needs Mitsuba 3 (`pip install maquette[sample]`). All shapes, textures and light are made by this folder's code; the same
-seed gives the same scene. Writes images/*.jpg (with EXIF), truth.ply and truth_cameras.json. The light paths add noise of
-about 2/255 at --spp 80, which adds to the sensor's.
+Needs Mitsuba 3 (`pip install maquette[sample]`). All shapes, textures and light are made by this folder's code; the
+same seed gives the same scene. Writes images/*.jpg (with EXIF), truth.ply and truth_cameras.json. At --spp 80 the light
+paths leave noise of about 2/255, which adds to the sensor's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from data.assets.still_life.objects import Item, everything
 from data.assets.still_life.shapes import Array, Faces, write_ply
 
 SIZE = (640, 480)
-FOCAL_35MM = 34  # as in the EXIF tags; 36 mm are the image's width
+FOCAL = 34 / 36  # of the image's width
 EXPOSURE = 1.2  # gain that puts the white cloth in the light at about 80 % of the linear range
 BOX = ((-0.32, -0.27, -0.03), (0.32, 0.27, 0.32))  # metres: the still life and the cloth it stands on
 QUALITY = 88
@@ -76,7 +75,7 @@ def _look_at(eye: Array, target: Array, roll: float) -> Array:
 
 def intrinsics(width: int, height: int) -> Array:
     """K [3, 3] of an image of this size; pixel centres at +0.5."""
-    focal = FOCAL_35MM / 36 * width
+    focal = FOCAL * width
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
@@ -124,7 +123,7 @@ def radiance(mi: Any, scene: Any, c2w: Array, size: tuple[int, int], spp: int, s
         {
             "type": "perspective",
             "fov_axis": "x",
-            "fov": math.degrees(2 * math.atan(18 / FOCAL_35MM)),
+            "fov": math.degrees(2 * math.atan(0.5 / FOCAL)),
             "near_clip": 0.01,
             "to_world": mi.ScalarTransform4f(to_world.tolist()),
             "film": {"type": "hdrfilm", "width": size[0], "height": size[1], "rfilter": {"type": "box"}},
@@ -153,10 +152,10 @@ def exif(width: int, stops: float) -> Image.Exif:
     details[0x829A] = IFDRational(round(20000 * 2.0**stops), 1_000_000)  # ExposureTime, seconds
     details[0x829D] = IFDRational(8, 1)  # FNumber
     details[0x8827] = 100  # ISOSpeedRatings
-    details[0x920A] = IFDRational(FOCAL_35MM * 64, 360)  # FocalLength, mm, on a sensor 6.4 mm wide
+    details[0x920A] = IFDRational(34 * 64, 360)  # FocalLength, mm, on a sensor 6.4 mm wide
     details[0xA20E] = details[0xA20F] = IFDRational(width * 10, 64)  # FocalPlaneX/YResolution, px per mm
     details[0xA210] = 4  # FocalPlaneResolutionUnit: mm
-    details[0xA405] = FOCAL_35MM
+    details[0xA405] = round(FOCAL * 0.8 * 43.27)  # by the diagonal, of which the width is 0.8; whole mm, as in cameras
     return tags
 
 
@@ -166,9 +165,9 @@ def seen_surface(items: list[Item], cameras: list[Shot], size: tuple[int, int]) 
 
     ray_scene = o3d.t.geometry.RaycastingScene()
     for item in items:
-        ray_scene.add_triangles(
-            o3d.core.Tensor(item.shape.vertices.astype(np.float32)), o3d.core.Tensor(item.shape.faces.astype(np.uint32))
-        )
+        # Open3D takes arrays here, its stubs know only its own tensors.
+        vertices, faces = item.shape.vertices.astype(np.float32), item.shape.faces.astype(np.uint32)
+        ray_scene.add_triangles(vertices, faces)  # pyright: ignore[reportArgumentType]
     starts = np.cumsum([0, *(len(item.shape.vertices) for item in items[:-1])])
     vertices = np.concatenate([item.shape.vertices for item in items])
     faces = np.concatenate([item.shape.faces + start for item, start in zip(items, starts)])
@@ -245,7 +244,7 @@ def main() -> None:
             linear = radiance(mi, scene, shot.c2w, size, options.spp, seed=number)
             photo = developed(linear, shot.stops, np.random.default_rng(1000 + number))
             photo.save(images / shot.name, quality=QUALITY, exif=exif(options.width, shot.stops))
-            print(f"{shot.name}: {os.path.getsize(images / shot.name) / 1000:.0f} kB", flush=True)
+            print(f"{shot.name}: {(images / shot.name).stat().st_size / 1000:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Meshes of the still life: surfaces of revolution, rounded boxes, tubes, a folded cloth. Metres, z up, table at z = 0."""
+"""Meshes of the still life: surfaces of revolution, rounded boxes, tubes, sheets. Metres, z up, table at z = 0."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Shape:
 
 
 def grid_faces(rows: int, columns: int) -> Faces:
-    """Triangles [2 (rows-1) (columns-1), 3] of a row-major grid of vertices; anticlockwise when seen with rows downwards."""
+    """Triangles [2 (rows-1) (columns-1), 3] of a row-major grid of vertices; anticlockwise with rows going down."""
     a = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
     b, c, d = a + 1, a + columns, a + columns + 1
     return np.concatenate([np.stack([a, c, b], 1), np.stack([b, c, d], 1)])

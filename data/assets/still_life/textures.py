@@ -5,17 +5,37 @@ All return sRGB images [H, W, 3], uint8. Nothing is tiled: photos of the scene m
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from data.assets.still_life.shapes import Array
+from data.assets.still_life.shapes import Array, Shape, resampled
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Item:
+    """A shape with its texture; gloss is the share of light a rough coat reflects (0: matte)."""
+
+    name: str
+    shape: Shape
+    texture: Pixels
+    gloss: bool = False
+
+
+def revolved_points(profile: Array, height: int, width: int) -> Array:
+    """[H, W, 3] points of the surface under each texel, for solid noise that has no seam."""
+    rows = resampled(profile, height)
+    angle = (np.arange(width) + 0.5) * 2 * math.pi / width
+    r, z = rows[:, :1], rows[:, 1:]
+    return np.stack([r * np.cos(angle), r * np.sin(angle), z + 0 * angle], axis=-1)
 
 
 def solid_noise(points: Array, seed: int, octaves: int = 4, gain: float = 0.5) -> Array:
@@ -56,10 +76,16 @@ def flat_noise(height: int, width: int, rng: Rng, cells: float, octaves: int = 4
     return total / total.std()
 
 
-def mixed(a: Array | Colour, b: Array | Colour, share: Array) -> Array:
+def mixed(a: Array | Colour, b: Array | Colour, share: NDArray[np.floating]) -> Array:
     """Colours a and b blended by share [H, W] in 0..1."""
     s = np.clip(share, 0, 1)[..., None]
     return np.asarray(a, dtype=float) * (1 - s) + np.asarray(b, dtype=float) * s
+
+
+def shade(tone: Colour, factor: float, lift: int = 0, top: int = 255) -> Colour:
+    """A lighter or darker tone."""
+    red, green, blue = (min(top, int(factor * value) + lift) for value in tone)
+    return red, green, blue
 
 
 def finished(colour: Array) -> Pixels:
@@ -123,7 +149,7 @@ def flower(
     draw: ImageDraw.ImageDraw, x: float, y: float, r: float, petals: int, turn: float, tone: Colour, heart: Colour
 ) -> None:
     """A flower seen from the front."""
-    dark = tuple(int(0.72 * value) for value in tone)
+    dark = shade(tone, 0.72)
     for k in range(petals):
         a = turn + 2 * math.pi * k / petals
         t = np.linspace(0, 1, 12)
@@ -186,7 +212,7 @@ def _sprig_or_flower(
 ) -> None:
     tones, hearts, greens = palette
     green, tone = greens[rng.integers(len(greens))], tones[rng.integers(len(tones))]
-    pale = tuple(min(255, int(1.3 * value) + 15) for value in green)
+    pale = shade(green, 1.3, lift=15)
     if kind < 0.42:
         for k in range(int(rng.integers(2, 5))):
             leaf(
@@ -257,7 +283,7 @@ def boards(height: int, width: int, rng: Rng, count: int, light: Colour, dark: C
     """A plank floor or table top: every board has its own tone and grain, with ends at random places."""
     picture = np.zeros((height, width, 3))
     edges = np.linspace(0, height, count + 1).astype(int)
-    for top, bottom in zip(edges, edges[1:]):
+    for top, bottom in itertools.pairwise(edges):
         left = -int(rng.random() * 0.5 * width)
         while left < width:
             right = left + int(width * rng.uniform(0.45, 0.75))
