@@ -128,6 +128,6 @@ def _block_masks(pairs: Tensor, means2d: Tensor, conics: Tensor, opacities: Tens
     dx, dy = mean[:, 0, None, None] - x - 0.5, mean[:, 1, None, None] - y - 0.5
     power = -0.5 * (conic[:, 0, None, None] * dx**2 + conic[:, 2, None, None] * dy**2)
     alpha = opacity[:, None, None] * torch.exp(power - conic[:, 1, None, None] * dx * dy)
-    touched = (alpha >= MIN_ALPHA) & (x < width) & (y < height)
+    touched = (alpha >= MIN_ALPHA) & torch.isfinite(alpha) & (x < width) & (y < height)
     blocks = touched.view(-1, 4, BLOCK, 4, BLOCK).any(4).any(2).reshape(-1, 16)
     return (blocks.long() << torch.arange(16, device=pairs.device)).sum(1)
