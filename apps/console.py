@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -51,7 +52,8 @@ class Watcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:
+            self._progress.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = str(event.get("stage") or "")
@@ -114,14 +116,32 @@ def clock(seconds: float) -> str:
 
 
 class JsonLines:
-    """Prints events as JSON lines on stdout. A reader that went away stops the run as Ctrl-C does."""
+    """Prints JSON lines on stdout and keeps everything else from it. Use as a context manager.
 
-    def __init__(self, stop: Callable[[], None]) -> None:
+    What libraries print, in Python or in C++, goes to stderr meanwhile. A reader that went away stops the run as
+    Ctrl-C does.
+    """
+
+    def __init__(self, stop: Callable[[], None] = lambda: None) -> None:
         self._stop = stop
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __enter__(self) -> Self:
+        sys.stdout.flush()
+        self._stdout = os.dup(1)
+        os.dup2(2, 1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout.flush()
+        os.dup2(self._stdout, 1)
+        os.close(self._stdout)
+
+    def __call__(self, value: Any) -> None:
+        line = (json.dumps(value, ensure_ascii=True) + "\n").encode()
         try:
-            sys.stdout.write(json.dumps(event, ensure_ascii=True) + "\n")
-            sys.stdout.flush()
+            while line:
+                line = line[os.write(self._stdout, line) :]
         except BrokenPipeError:
             self._stop()

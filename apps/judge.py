@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.console import Watcher
+from apps.console import JsonLines, Watcher
 from apps.options import Evaluate, job_of_run, parse
 from apps.report import write_report
 from apps.run_cameras import load_scene
@@ -32,11 +32,13 @@ ERROR_AT_WHITE = 0.25  # mean absolute difference of the channels that the error
 def main(arguments: Sequence[str]) -> None:
     """The `maquette eval` command."""
     request = parse(Evaluate, "eval", arguments)
-    with Run.open(request.run) as run, StopSignal() as stop, Watcher() as watcher:
-        job = job_of_run(request.run)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(Run.open(request.run))
+        stop = stack.enter_context(StopSignal())
+        say = stack.enter_context(JsonLines()) if request.json else None
+        if say is None:
+            run.listeners.append(stack.enter_context(Watcher()))
         trained = load_scene(run)
-        if not request.json:
-            run.listeners.append(watcher)
         run.stage = "evaluate"
 
         def progress(done: int, total: int, message: str) -> None:
@@ -44,11 +46,11 @@ def main(arguments: Sequence[str]) -> None:
             run.event(message, step=done, steps=total)
 
         with reopened(run) as capture:
-            judge(run, capture, trained, job.config, progress, stop)
+            judge(run, capture, trained, job_of_run(request.run).config, progress, stop)
         write_report(run)
-    if request.json:
-        sys.stdout.write(json.dumps(run.metrics) + "\n")
-    else:
+        if say is not None:
+            say(run.metrics)
+    if not request.json:
         sys.stdout.write(table(run.finished("evaluate") or {}))
 
 

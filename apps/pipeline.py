@@ -51,7 +51,7 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(Run.open(job.out) if job.resumes else Run.create(job.out, job.method, job.as_json()))
         if request.json:
-            run.listeners.append(JsonLines(stop.request))
+            run.listeners.append(stack.enter_context(JsonLines(stop.request)))
         else:
             run.listeners.append(stack.enter_context(Watcher()))
         work = _Work(run, job, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from apps import cli, pipeline
+from apps.console import JsonLines
 from apps.film import path_cameras, write_film
 from apps.judge import ERROR_AT_WHITE, error_picture, table
 from apps.options import job_of_run, parse_recon
@@ -219,13 +221,24 @@ def test_cameras_that_cannot_be_estimated_leave_a_report_and_exit_3(
     assert "psnr" not in metrics
 
 
-def test_eval_gives_the_same_scores_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_gives_the_same_scores_again(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = json.loads((finished / "metrics.json").read_text())
     assert cli.run(["eval", str(finished), "--json"]) == 0
-    after = json.loads(capsys.readouterr().out)
+    after = json.loads(capfd.readouterr().out)
     assert (after["psnr"], after["ssim"]) == (before["psnr"], before["ssim"])
     assert cli.run(["eval", str(finished)]) == 0
-    assert "mean" in capsys.readouterr().out
+    assert "mean" in capfd.readouterr().out
+
+
+def test_what_libraries_print_does_not_reach_a_json_reader(capfd: pytest.CaptureFixture[str]) -> None:
+    with JsonLines() as say:
+        say({"a": 1})
+        os.write(1, b"a library written in C speaks\n")
+        say({"b": "\u2028"})
+    os.write(1, b"after\n")
+    said = capfd.readouterr()
+    assert said.out == '{"a": 1}\n{"b": "\\u2028"}\nafter\n'
+    assert "speaks" in said.err
 
 
 def test_table_of_nothing_says_so() -> None:
