@@ -40,7 +40,7 @@ class View:
     height: int
     camera: Camera | None  # float32, of the delivered photo
     camera_group: str  # equal: same lens, size and orientation, so the same intrinsics
-    focal_px: float | None  # EXIF's, over the delivered photo
+    focal_px: float | None  # the camera's, or else EXIF's, over the delivered photo
     gps: tuple[float, float, float] | None  # degrees north and east, metres above the sea
     time: float | None  # seconds
     has_alpha: bool
@@ -319,7 +319,7 @@ def _delivered(frame: Frame, options: _Options) -> tuple[Shot, View]:
             torch.tensor(pinhole.K, dtype=torch.float32), torch.tensor(frame.c2w, dtype=torch.float32), width, height
         )
     distorts = lens is not None and lens.distorts
-    focal = frame.focal_px if frame.lens is None else frame.lens.fx
+    exif_focal = None if frame.focal_px is None else frame.focal_px * raw[0] / frame.width
     shot = Shot(
         path=frame.path,
         orientation=frame.orientation,
@@ -336,7 +336,7 @@ def _delivered(frame: Frame, options: _Options) -> tuple[Shot, View]:
         height=height,
         camera=camera,
         camera_group=frame.camera_group,
-        focal_px=None if focal is None else focal * raw[0] / frame.width,
+        focal_px=exif_focal if pinhole is None else pinhole.fx,
         gps=frame.gps,
         time=frame.time,
         has_alpha=frame.has_alpha,

@@ -18,10 +18,13 @@ _NOT_PHOTOS = ("masks", "mask", "depth", "depths", "normals", "renders", "thumbn
 def read_photos(folder: Path) -> Source:
     """Every usable photo in a folder and below. Raises InputError when there is none."""
     files = photo_files(folder, skip=_not_photos(folder))
-    names = [name for name in files if not _COMPANION.search(name)]
+    photos = [name for name in files if not _COMPANION.search(name)]
+    names = _without_twins(photos)
     frames, decisions = inspect_photos(folder, names)
-    if len(names) < len(files):
-        decisions.append(f"Left out {len(files) - len(names)} files that their names call depth maps or masks.")
+    if len(photos) < len(files):
+        decisions.append(f"Left out {len(files) - len(photos)} files that their names call depth maps or masks.")
+    if len(names) < len(photos):
+        decisions.append(f"Left out {len(photos) - len(names)} HEIC files that are there as JPEG as well.")
     raw_files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in RAW_SUFFIXES)
     if raw_files:
         decisions.append(
@@ -30,8 +33,8 @@ def read_photos(folder: Path) -> Source:
     if not frames:
         raise InputError(
             f"{folder} should hold photos ({', '.join(sorted(PHOTO_SUFFIXES)[:6])} ...), "
-            + (f"but none of its {len(names)} can be read: {' '.join(decisions)}" if names else "but there is none")
-            + "; name the folder that holds them"
+            f"but {f'none of its {len(names)} can be read' if names else 'there is none'}; name the folder that holds "
+            f"them. {' '.join(decisions)}".rstrip()
         )
     groups = {frame.camera_group for frame in frames}
     with_focal = sum(frame.focal_px is not None for frame in frames)
@@ -44,6 +47,16 @@ def read_photos(folder: Path) -> Source:
     if masked:
         decisions.append(f"Masks were found for {masked} of {len(frames)} photos; what is black in them is ignored.")
     return Source("photos", tuple(frames), decisions=tuple(decisions))
+
+
+def _without_twins(names: Sequence[str]) -> list[str]:
+    """Without the HEIC of a photo that was exported as JPEG beside it: two of one view mislead matching."""
+    jpegs = {name.rsplit(".", 1)[0].lower() for name in names if name.lower().endswith((".jpg", ".jpeg"))}
+    return [
+        name
+        for name in names
+        if not (name.lower().endswith((".heic", ".heif", ".hif")) and name.rsplit(".", 1)[0].lower() in jpegs)
+    ]
 
 
 def _not_photos(folder: Path) -> list[str]:

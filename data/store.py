@@ -5,8 +5,10 @@ What a picture's bytes are depends on its file, lens and level alone, never on t
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,15 @@ from data.lens import Lens, undistortion_map
 from scene.cameras import scaled_size
 
 _Key = tuple[int, int]  # view, level
+
+_WITH_THREADS: weakref.WeakSet[ImageStore] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Python ends daemon threads in the middle of a C++ decoder, which then aborts; so they end before."""
+    for store in list(_WITH_THREADS):
+        store.close()
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ class ImageStore:
             wanted = set(self._wishes)
             for key, entry in self._ready.items():
                 entry.fresh = entry.fresh and key in wanted  # no longer wanted: may be evicted
+            _WITH_THREADS.add(self)
             while len(self._workers) < self._threads:
                 worker = threading.Thread(target=self._work, name="maquette-photos", daemon=True)
                 self._workers.append(worker)

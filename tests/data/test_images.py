@@ -122,7 +122,7 @@ def test_transparent_colour_does_not_bleed_when_made_smaller():
     np.testing.assert_array_equal(coverage[0], [0, 128, 255, 255])
 
 
-@pytest.mark.parametrize("at_least", [(100, 60), (50, 30), (26, 16), (25, 15), (3, 2)])
+@pytest.mark.parametrize("at_least", [(100, 60), (50, 30), (26, 16), (25, 15), (3, 2), (190, 2), (3, 119)])
 def test_reduced_decoding_keeps_size_and_grid(at_least: tuple[int, int], tmp_path: Path):
     spot = (61.3, 70.8)
     path = save(tmp_path / "a.jpg", blobs(200, 120, np.array([spot]), sigma=12), quality=97)

@@ -151,6 +151,22 @@ def test_heic_named_jpg_opens(tmp_path: Path):
         assert capture.photo(0).rgb.shape == (32, 64, 3)
 
 
+def test_heic_beside_its_jpeg_is_left_out(tmp_path: Path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    for name in ("a", "b"):
+        pillow_heif.from_pillow(Image.fromarray(noise(64, 32))).save(tmp_path / f"{name}.HEIC")
+    save(tmp_path / "a.JPG", noise(64, 32))
+    with open_capture(tmp_path) as capture:
+        assert [view.name for view in capture.views] == ["a.JPG", "b.HEIC"]
+        assert "there as JPEG" in " ".join(capture.decisions)
+
+
+def test_raw_files_alone_are_told_what_to_do(tmp_path: Path):
+    (tmp_path / "a.NEF").write_bytes(b"raw")
+    with pytest.raises(InputError, match=r"a\.NEF.*export them as JPEG"):
+        open_capture(tmp_path)
+
+
 def test_smaller_copies_of_the_images_are_left_out(tmp_path: Path):
     for name, size in (("images/a.jpg", (64, 48)), ("images_2/a.jpg", (32, 24)), ("images_8/a.jpg", (8, 6))):
         save(tmp_path / name, noise(*size))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -158,6 +160,19 @@ def test_closing_ends_threads_and_refuses_photos(shots: list[Shot]):
     store.prefetch([1])  # and asks for nothing
 
 
+def test_a_program_that_forgets_to_close_ends_cleanly(shots: list[Shot]):
+    paths = [str(shot.path) for shot in shots]
+    program = f"""
+from pathlib import Path
+from data.store import ImageStore, Shot
+shots = [Shot(Path(p), 1, None, False, {SIZE}, {SIZE}, None, None) for p in {paths}]
+store = ImageStore(shots, 2**28)
+store.prefetch(range(len(shots)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stderr
+
+
 def test_closing_while_another_thread_waits_does_not_hang(shots: list[Shot], monkeypatch):
     def slow(path: Path, *rest: object):
         time.sleep(0.2)
@@ -181,6 +196,17 @@ def test_closing_while_another_thread_waits_does_not_hang(shots: list[Shot], mon
     store.close()
     waiting.join(timeout=5)
     assert not waiting.is_alive() and len(failures) == 1
+
+
+@pytest.mark.parametrize("raw", [SIZE, (96, 64)])
+def test_delivered_alpha_is_straight(raw: tuple[int, int]):
+    rgb = np.full((SIZE[1], SIZE[0], 3), (200, 100, 50), np.uint8)
+    alpha = np.repeat(np.arange(8, 8 + SIZE[0], dtype=np.uint8)[None], SIZE[1], axis=0)
+    store = ImageStore([shot(MemoryPicture(rgb, alpha), raw=raw)], 2**28)
+    photo = store.photo(0)
+    assert photo.alpha is not None and 8 <= photo.alpha.min() < 12
+    assert np.abs(photo.rgb.numpy().astype(int) - (200, 100, 50)).max() <= 1  # the colour, not colour times alpha
+    store.close()
 
 
 def test_mask_file_and_alpha_channel_meet(tmp_path: Path):
