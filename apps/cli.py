@@ -22,6 +22,7 @@ COMMANDS = {
     "render": ("apps.film", "film a run's scene along a camera path"),
     "eval": ("apps.judge", "judge a run on its held-out photos again"),
     "demo": ("apps.demo", "reconstruct the embedded sample and state the true error"),
+    "bench": ("apps.bench", "measure speed and quality on this machine"),
     "doctor": ("apps.doctor", "say what this installation computes with, and test it"),
 }
 """Command -> module with `main(arguments)`, and what it is for."""

@@ -50,8 +50,9 @@ def demo_job(request: Demo) -> ReconJob:
     out, n = request.out, 2
     while out.exists():
         out, n = request.out.with_name(f"{request.out.name}-{n}"), n + 1
-    preset = "draft"
-    config = dataclasses.replace(gaussians.Config(), **gaussians.PRESETS[preset])
+    preset = "standard"
+    # Small photos of one table: more splats than this add time and no sharpness.
+    config = dataclasses.replace(gaussians.Config(), **{**gaussians.PRESETS[preset], "max_splats": 60_000})
     recon = Recon(sample_photos(), preset=preset, max_minutes=request.max_minutes, json=request.json)
     return ReconJob(recon, "gaussians", config, out, resumes=False)
 

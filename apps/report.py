@@ -66,7 +66,10 @@ def write_report(run: Run) -> Path:
 
 
 def _title(config: dict[str, Any]) -> str:
-    return Path(str(config.get("source", ""))).name or "Reconstruction"
+    source = Path(str(config.get("source", "")))
+    # Photos often lie in a folder of a name that says nothing; the one above then says what they show.
+    named = source.parent if source.name.lower() in ("images", "photos", "input", "train") else source
+    return named.name.replace("_", " ") or source.name or "Reconstruction"
 
 
 def _header(run: Run, title: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
@@ -74,7 +77,8 @@ def _header(run: Run, title: str, config: dict[str, Any], metrics: dict[str, Any
     if "preset" in config:
         facts.append(f"preset {config['preset']}")
     if metrics.get("backend"):
-        facts.append(f"computed on {metrics['device']} ({metrics['backend']})")
+        how = " by plain torch" if metrics["backend"] == "reference" else ""
+        facts.append(f"computed on {metrics.get('device', 'cpu')}{how}")
     facts.append(str(config.get("source", "")))
     ended = "" if run.finished("train") else "<p><b>This run has not finished its training.</b></p>"
     return f"<header><h1>{escape(title)}</h1><p>{escape(' · '.join(facts))}</p>{ended}</header>"

@@ -22,8 +22,9 @@ h2 { font-size:21px; margin:52px 0 14px; letter-spacing:-.01em }
 .hero { margin:26px 0 0; border-radius:14px; overflow:hidden; border:1px solid var(--line);
   display:flex; justify-content:center }
 .hero.light { background:#fff } .hero.dark { background:#000 }
-.hero video { max-width:100%; height:440px; display:block; object-fit:contain }
-.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(130px,1fr)); gap:12px; margin:26px 0 0 }
+.hero video { max-width:100%; height:min(440px,74vw); display:block; object-fit:contain }
+.cards { display:grid; grid-template-columns:repeat(4,1fr); gap:12px; margin:26px 0 0 }
+@media (max-width:640px) { .cards { grid-template-columns:1fr 1fr } }
 .card { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:13px 14px;
   box-shadow:var(--shade) }
 .card b { display:block; font-size:24px; line-height:1.2; letter-spacing:-.02em; font-weight:650;
@@ -36,7 +37,7 @@ ul.plain li::before { content:""; position:absolute; left:4px; top:16px; width:1
   background:var(--line) }
 li.good::before { background:var(--good)!important } li.warn::before { background:var(--warn)!important }
 li.bad::before { background:var(--bad)!important }
-li b { font-weight:600 }
+li b { font-weight:600; text-transform:capitalize }
 .grid2 { display:grid; grid-template-columns:repeat(auto-fit,minmax(300px,1fr)); gap:14px }
 figure { margin:0 }
 .plot { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:12px 14px;

@@ -112,6 +112,7 @@ def test_debug_shows_the_traceback_of_a_users_mistake(
         ["export", "BALL", "--to", "x.ply"],
         ["render", "BALL"],
         ["eval", "BALL"],
+        ["bench", "everything"],
         ["generate", "a chair"],
     ],
 )
