@@ -133,6 +133,7 @@ def test_intrinsics_for_another_size_follow_the_photos(tmp_path: Path):
         content[key] *= 4  # the file is of the photos before they were made smaller
     write_json(file, content)
     with open_capture(tmp_path) as capture:
+        assert (capture.views[0].width, capture.views[0].height) == (WIDTH, HEIGHT)
         check_spots(capture)
 
 
