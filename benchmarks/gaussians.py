@@ -24,12 +24,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import gsplat_reference, opensplat, scenes
+from benchmarks.colmap_project import write_project
 from benchmarks.common import HostLoad, Stopwatch, Timing, record, table, write_json
 from benchmarks.psnr_over_time import psnr_over_time
+from data.captures import PointCloud
 from scene.ops import native
 from scene.ops.photometric_loss import photometric_loss_and_grad
 from scene.ops.splat_project import Projected, project
 from scene.ops.splat_step import AdamState, Rates, SplatStep
+from scene.sh import to_rgb
 
 RATES = Rates(means=1e-5, quats=1e-3, log_scales=5e-3, opacity_logits=5e-2, sh_dc=2.5e-3, sh_rest=1.25e-4)
 STANDING = Rates(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # all the work of a step, and the scene stays what it was
@@ -242,7 +245,8 @@ def race_opensplat(scene: scenes.BenchmarkScene, options: argparse.Namespace, fa
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         capture = scenes.fox_capture(_fox())
-        opensplat.write_project(Path(folder) / "project", capture, scene.gaussians)
+        colours = (to_rgb(scene.gaussians.sh_dc).clamp(0, 1) * 255).round().to(torch.uint8)
+        write_project(Path(folder) / "project", capture, PointCloud(scene.gaussians.means, colours))
         for count in options.threads:
             timing = opensplat.time_steps(options.opensplat, Path(folder) / "project", short=10, long=40, threads=count)
             ours = facts["threads"][str(count)]["step"].median_ms
@@ -268,8 +272,7 @@ def _scenes(options: argparse.Namespace) -> Iterator[scenes.BenchmarkScene]:
         elif name == "synthetic":
             yield scenes.synthetic(100_000, 400, 400)
         elif scenes.fox_folder() is not None:
-            with scenes.fox_capture(_fox()) as capture:
-                yield scenes.fox(capture, steps=options.fox_steps, cache=options.fox_cache)
+            yield scenes.fox(_fox(), steps=options.fox_steps, cache=options.fox_cache)
         else:
             print("MAQUETTE_DATA holds no photos/fox: synthetic splats of the same number and size stand in for it")
             yield scenes.synthetic(24_000, 270, 480, sigma_px=2.5)
@@ -306,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             facts["opensplat"] = race_opensplat(scene, options, facts)
         result["scenes"].append(facts)
     if options.psnr_seconds:
-        with scenes.fox_capture(_fox()) as capture:
+        with scenes.fox_capture(_fox(), scenes.fox_points(_fox())) as capture:
             rows = psnr_over_time(capture, steps=options.psnr_steps, every_seconds=options.psnr_seconds)
         print(table(list(rows[0]), [list(row.values()) for row in rows]))
         result["psnr_over_time"] = rows

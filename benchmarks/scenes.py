@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data.captures import Capture, open_capture
+from data.captures import Capture, PointCloud, open_capture
 from recon.gaussians import Config, train
+from recon.posed_points import points_from_poses
 from scene.cameras import Camera
 from scene.formats import load_splats, save_splats
 from scene.gaussians import Gaussians
@@ -67,9 +68,15 @@ def fox_folder() -> Path | None:
     return folder if (folder / "transforms.json").is_file() else None
 
 
-def fox_capture(folder: Path) -> Capture:
-    """The fox photos at 270x480 with their given poses."""
-    return open_capture(folder, downscale=4)
+def fox_capture(folder: Path, points: PointCloud | None = None) -> Capture:
+    """The fox photos at 270x480 with their given poses, and points where they are known."""
+    return replace(open_capture(folder, downscale=4), points=points)
+
+
+def fox_points(folder: Path) -> PointCloud:
+    """Points triangulated from the photos at 540x960 and their given poses."""
+    with open_capture(folder, downscale=2) as capture:
+        return points_from_poses(capture)
 
 
 def fox_config(steps: int, splats: int) -> Config:
@@ -77,18 +84,20 @@ def fox_config(steps: int, splats: int) -> Config:
     return Config(steps=steps, max_splats=splats, initial_splats=splats, checkpoint_seconds=math.inf)
 
 
-def fox(capture: Capture, *, splats: int = 24_000, steps: int = 1000, cache: Path | None = None) -> BenchmarkScene:
-    """The fox after a short training, seen by its first training camera.
+def fox(folder: Path, *, splats: int = 24_000, steps: int = 1000, cache: Path | None = None) -> BenchmarkScene:
+    """The fox after a short training from triangulated points, seen by its first training camera.
 
     cache: a .ply that keeps the trained splats, so that runs of different commits time the same scene.
     """
     if cache is not None and cache.is_file():
         gaussians = load_splats(cache)
     else:
-        gaussians = train(capture, fox_config(steps, splats))
+        with fox_capture(folder, fox_points(folder)) as capture:
+            gaussians = train(capture, fox_config(steps, splats))
         if cache is not None:
             save_splats(cache, gaussians)
-    index = capture.train[0]
-    camera = capture.views[index].camera
-    assert camera is not None
-    return BenchmarkScene(f"fox {len(gaussians) // 1000}k", gaussians.detach(), camera, capture.photo(index).rgb)
+    with fox_capture(folder) as capture:
+        index = capture.train[0]
+        camera = capture.views[index].camera
+        assert camera is not None
+        return BenchmarkScene(f"fox {len(gaussians) // 1000}k", gaussians.detach(), camera, capture.photo(index).rgb)

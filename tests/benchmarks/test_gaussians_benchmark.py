@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gaussians, gsplat_reference, opensplat, recon, scenes
+from benchmarks import colmap_project, gaussians, gsplat_reference, opensplat, recon, scenes
 from benchmarks.common import Stopwatch, Timing, table
-from data.captures import open_capture
+from data.captures import PointCloud, open_capture
 from scene.cameras import look_at
 from scene.ops import native
 from scene.ops.splat_project import quats_to_matrices
@@ -78,7 +78,7 @@ def test_timing_leaves_threads_as_they_were() -> None:
 def test_quaternions_of_camera_rotations() -> None:
     for eye in ([3.0, 1.0, 2.0], [-1.0, 4.0, 0.5], [0.1, -2.0, -3.0]):
         rotation = look_at(torch.tensor(eye), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))[:3, :3].double()
-        again = quats_to_matrices(torch.tensor(opensplat.quaternion(rotation), dtype=torch.float64))
+        again = quats_to_matrices(torch.tensor(colmap_project.quaternion(rotation), dtype=torch.float64))
         torch.testing.assert_close(again, rotation, rtol=0, atol=1e-6)
 
 
@@ -144,8 +144,8 @@ def test_run_folders_do_not_overwrite(tmp_path: Path) -> None:
 def test_written_projects_are_read_by_colmap_itself(tmp_path: Path) -> None:
     pycolmap = pytest.importorskip("pycolmap")
     with open_capture(write_tiny(tmp_path / "tiny", train=5)) as capture:
-        splats = scenes.synthetic(50, 30, 20).gaussians
-        opensplat.write_project(tmp_path / "project", capture, splats)
+        xyz, rgb = torch.rand(50, 3), torch.randint(0, 256, (50, 3), dtype=torch.uint8)
+        colmap_project.write_project(tmp_path / "project", capture, PointCloud(xyz, rgb))
         model = pycolmap.Reconstruction(tmp_path / "project" / "sparse" / "0")
         assert model.num_images() == len(capture.train) == 5
         for number, index in enumerate(capture.train, start=1):
@@ -156,5 +156,6 @@ def test_written_projects_are_read_by_colmap_itself(tmp_path: Path) -> None:
             K = torch.from_numpy(model.camera(image.camera_id).calibration_matrix()).float()
             torch.testing.assert_close(K, camera.K, rtol=1e-6, atol=0)
             assert (tmp_path / "project" / "images" / image.name).is_file()
-    xyz = torch.stack([torch.from_numpy(model.point3D(number).xyz) for number in range(1, 51)]).float()
-    assert torch.equal(xyz, splats.means)
+    points = [model.point3D(number) for number in range(1, 51)]
+    assert torch.equal(torch.stack([torch.from_numpy(point.xyz) for point in points]).float(), xyz)
+    assert torch.equal(torch.stack([torch.from_numpy(point.color) for point in points]), rgb)
