@@ -24,12 +24,13 @@ import numpy as np
 from data.captures import Capture
 from recon.sfm_features import FeatureSettings, choose_pairs, near_places, overlap_scores, similar_photos
 from recon.sfm_mapping import MapperSettings, map_photos, refine_model
-from recon.sfm_matching import extract_features, match_pairs, open_database, register_photos
+from recon.sfm_matching import extract_features, match_pairs, open_database, register_photos, turned_on_the_spot
 from recon.sfm_model import SfmResult, load_result, save_model
 from recon.sfm_watch import Watch
 from scene.errors import CamerasError
 
 _SMALL, _LARGE = 14, 150  # photos: up to the first all pairs are matched; above the second pairs are retrieved
+_STEP = "walk around the subject, or step sideways by a tenth of its distance between photos"
 _FEW = 20  # photos: every single one counts
 
 
@@ -79,7 +80,7 @@ def estimate_cameras(
     folder.mkdir(parents=True, exist_ok=True)
     mark = _fingerprint(capture, config)
     if (finished := load_result(capture, folder, mark)) is not None:
-        return finished
+        return _checked(finished)
     total = len(capture.views)
     if total < 3:
         raise CamerasError(
@@ -113,6 +114,16 @@ def estimate_cameras(
     result = load_result(capture, folder, mark)
     if result is None:
         raise CamerasError(_advice(best.num_reg_images(), total))
+    return _checked(result)
+
+
+def _checked(result: SfmResult) -> SfmResult:
+    """Raises CamerasError when the cameras stand on one spot: such a model has no depth, whatever its errors say."""
+    if result.triangulation_deg < 1.0:
+        raise CamerasError(
+            "expected photos from different places, but points are seen from only "
+            f"{result.triangulation_deg:.1f} degrees apart; {_STEP}"
+        )
     return result
 
 
@@ -196,6 +207,8 @@ def _run(
         )
     if not matched.inliers:
         return [], False, notes
+    if turned_on_the_spot(path):
+        raise CamerasError(f"expected photos from different places, but these were taken from one spot; {_STEP}")
     kept = False
     models = map_photos(path, attempt.mapper, len(capture.views), config.max_seconds, watch)
     if models and not attempt.mapper.hold_focal and (told := _contradiction(models[0], capture)):

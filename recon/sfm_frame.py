@@ -92,15 +92,15 @@ def up_direction(rotations: Floats) -> tuple[Floats, str]:
 
 def rotation_between(source: Floats, target: Floats) -> Floats:
     """The smallest rotation [3, 3] that turns unit vector `source` into unit vector `target`."""
-    axis, cosine = np.cross(source, target), float(source @ target)
+    cosine = float(source @ target)
+    axis = np.asarray(np.cross(source, target), dtype=np.float64)
     if cosine < -1 + 1e-12:
         other = np.eye(3)[np.argmin(np.abs(source))]
-        axis = np.cross(source, other)
-        axis /= np.linalg.norm(axis)
+        axis = np.asarray(np.cross(source, other), dtype=np.float64)
+        axis = axis / np.linalg.norm(axis)
         return 2 * np.outer(axis, axis) - np.eye(3)
-    skew: Floats = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turned: Floats = np.eye(3) + skew + np.dot(skew, skew) / (1 + cosine)
-    return turned
+    skew = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    return np.eye(3) + skew + skew @ skew / (1 + cosine)
 
 
 def scene_center(centers: Floats, forward: Floats, points: Floats) -> Floats:
@@ -159,7 +159,7 @@ def fit_gps(
         return None
     places = enu(np.array([gps[i] for i in known], dtype=np.float64))
     flat, plane = centers[known][:, :2], places[:, :2]
-    spread = 2 * float(np.sqrt(((plane - np.median(plane, axis=0)) ** 2).sum(1).mean()))
+    spread = 2 * float(np.median(np.linalg.norm(plane - np.median(plane, axis=0), axis=1)))  # outliers do not count
     if spread < 10:
         return None
     target, source = plane[:, 0] + 1j * plane[:, 1], flat[:, 0] + 1j * flat[:, 1]

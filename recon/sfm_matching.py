@@ -150,6 +150,41 @@ def match_pairs(
     return Matched(wanted=len(pairs), done=done, inliers=inliers)
 
 
+def turned_on_the_spot(path: Path) -> bool:
+    """Whether the photos were taken from one place: then no depth follows from them, however well they match.
+
+    Such photos are linked by homographies H, and for one focal length all K^-1 H K are rotations.  That must be asked:
+    with an unknown focal length a mapper explains a turn just as exactly by a walk past a flat wall.
+    """
+    import pycolmap
+
+    flat = pycolmap.TwoViewGeometryConfiguration.PLANAR_OR_PANORAMIC
+    kinds = (flat, pycolmap.TwoViewGeometryConfiguration.PLANAR, pycolmap.TwoViewGeometryConfiguration.PANORAMIC)
+    with open_database(path) as database:
+        cameras = {camera.camera_id: camera for camera in database.read_all_cameras()}
+        camera_of = {image.image_id: cameras[image.camera_id] for image in database.read_all_images()}
+        ids, geometries = database.read_two_view_geometries()
+    strong = [(i, g) for i, g in zip(ids, geometries) if len(g.inlier_matches) >= 30]
+    plane = [(i, g) for i, g in strong if g.config in kinds and g.H is not None]
+    if not strong or len(plane) < 0.8 * len(strong):
+        return False
+    deviations = []
+    for factor in np.geomspace(0.4, 4, 60):  # focal lengths in widths: 100 to 14 degrees
+        deviation = []
+        for pair, geometry in plane:
+            first, second = (_intrinsics(camera_of[k], factor) for k in pycolmap.pair_id_to_image_pair(pair))
+            M = np.linalg.inv(second) @ geometry.H @ first
+            M = M / np.cbrt(np.linalg.det(M))
+            deviation.append(np.abs(M.T @ M - np.eye(3)).max())
+        deviations.append(float(np.quantile(deviation, 0.8)))
+    return min(deviations) < 0.02  # as from steps below about 1 % of the distance
+
+
+def _intrinsics(camera: Any, factor: float) -> np.ndarray:
+    focal = factor * max(camera.width, camera.height)
+    return np.array([[focal, 0, camera.width / 2], [0, focal, camera.height / 2], [0, 0, 1]])
+
+
 def _match_group(
     database: Any, descriptors: Sequence[np.ndarray], group: Sequence[tuple[int, int]], ratio: float
 ) -> None:
