@@ -37,7 +37,7 @@ def documented_lines() -> list[tuple[Path, str]]:
         for block in re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
             lines += [(path, line.strip().removeprefix("$ ")) for line in block.splitlines()]
         lines += [(path, quoted) for quoted in re.findall(r"`((?:maquette|make) [^`\n]+)`", text)]
-    return lines
+    return [(path, part.strip()) for path, line in lines for part in re.split(r"&&|\||;", line.partition(" #")[0])]
 
 
 def test_documented_maquette_commands_exist() -> None:
