@@ -13,6 +13,7 @@ NB_MODULE(MAQUETTE_MODULE, m) {
           "Number of threads the kernels use, the calling one included.");
     m.def("threads", &maquette::threads);
     maquette::bind_adam(m);
+    maquette::bind_composite(m);
     maquette::bind_photometric_loss(m);
     maquette::bind_splat_blend(m);
     maquette::bind_splat_project(m);

@@ -9,6 +9,7 @@ template <typename T, typename... Shape>
 using Array = nanobind::ndarray<T, nanobind::device::cpu, nanobind::c_contig, Shape...>;
 
 void bind_adam(nanobind::module_& m);
+void bind_composite(nanobind::module_& m);
 void bind_photometric_loss(nanobind::module_& m);
 void bind_splat_blend(nanobind::module_& m);
 void bind_splat_project(nanobind::module_& m);
