@@ -1,14 +1,15 @@
 """From Gaussians to a mesh: depth is rendered at the training cameras, fused, cleaned, decimated and coloured.
 
-The recipe of 2DGS (Huang et al., 2024), with depths from planes as in PGSR (Chen et al., 2024): a splat's centre says
-where it is, its plane says where the ray meets it, which matters for every splat seen aslant.
+The recipe of 2DGS (Huang et al., 2024) with another depth. Splats trained on photos are thick and translucent: the mean
+depth along a ray lies deep behind the surface and the planes of their shortest axes mean little. What serves is the
+splat that takes half of the light, and where the ray meets its density, as in RaDe-GS (Zhang et al., 2024).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from scene.mesh import Mesh, clean, decimate
 from scene.mesh_distance import Box
 from scene.ops.splat_bin import bin_splats
 from scene.ops.splat_blend import blend
-from scene.ops.splat_project import project
+from scene.ops.splat_project import project, quats_to_matrices
 
+MEDIAN_LIGHT = 0.6  # share of the light that is left where the surface is
+INWARDS = 0.75  # standard deviations; splats are trained to lie with their centres behind what is seen of them
 LEAST_ALPHA = 0.5  # a pixel that lets more light through has no surface
 SAMPLES = 40_000  # points that are looked up in all views, from all views together
 AGREEMENT = 0.03  # of the depth: a point is seen by a camera that has this depth there
@@ -37,7 +40,6 @@ class MeshConfig:
 
     voxels: int = 384  # along the longest side of what the cameras look at
     faces: int = 200_000  # budget after decimation; 0 keeps all
-    depth: Literal["plane", "median", "expected"] = "plane"  # where along the ray the surface is taken to be
     truncation: float = 4.0  # voxels, at least; more where the depths of the views disagree more
     min_part: float = 0.01  # parts with less area than this share of the largest one's are dropped
     max_views: int = 120  # evenly chosen when there are more
@@ -65,7 +67,7 @@ def gaussians_to_mesh(
     total = 3 * len(views)
     frames = []
     for done, camera in enumerate(views):
-        frames.append(render_frame(gaussians, smaller(camera, config.max_pixels), config))
+        frames.append(render_frame(gaussians, smaller(camera, config.max_pixels), antialias=config.antialias))
         progress(done + 1, total, "rendering depth")
         if stop():
             break
@@ -99,10 +101,11 @@ def smaller(camera: Camera, pixels: int) -> Camera:
 
 
 @torch.no_grad()
-def render_frame(gaussians: Gaussians, camera: Camera, config: MeshConfig) -> DepthFrame:
-    """Colour, depth and how sure the depth is, as one camera sees the Gaussians.
+def render_frame(gaussians: Gaussians, camera: Camera, *, antialias: bool = False) -> DepthFrame:
+    """Colour, depth and how opaque the scene is, as one camera sees the Gaussians.
 
-    The plane depth is sum w d / -(sum w n) . ray, d the distance of the camera from a splat's plane and n its normal.
+    The surface is taken to lie in the splat that takes the light of the pixel below MEDIAN_LIGHT, INWARDS standard
+    deviations before the place where the ray meets the most of it.
     """
     camera = camera.to(device=gaussians.means.device, dtype=gaussians.means.dtype)
     projected = project(
@@ -112,35 +115,45 @@ def render_frame(gaussians: Gaussians, camera: Camera, config: MeshConfig) -> De
         width=camera.width,
         height=camera.height,
         sh_degree=None,
-        antialias=config.antialias,
+        antialias=antialias,
         near=0.01,
         with_normals=True,
     )
     bins = bin_splats(projected, camera.width, camera.height)
-    drawn = blend(projected, bins, with_geometry=True)
-    assert drawn.depth is not None and drawn.normal is not None and drawn.median_depth is not None
-    expected = drawn.depth / drawn.alpha.clamp_min(1e-6)
-    depth = {"expected": expected, "median": drawn.median_depth}.get(config.depth)
-    if depth is None:
-        assert projected.normals is not None
-        away = gaussians.means[projected.ids.long()] - camera.center
-        distance = -(away * projected.normals).sum(1).clamp(max=0)
-        planes = blend(replace(projected, colors=distance[:, None].expand(-1, 3).contiguous()), bins).rgb[..., 0]
-        facing = -(drawn.normal * camera.rays()[1]).sum(-1)
-        depth = planes / facing.clamp_min(1e-6)
-        # Where the normals do not agree there is no plane; the mean depth of the splats is all that is known.
-        near = ((depth - expected).abs() < 0.05 * expected) & (facing > 0.1 * drawn.alpha)
-        depth = torch.where(near, depth, expected)
-    there = (drawn.alpha > LEAST_ALPHA) & (depth > 0)
-    spread = (drawn.median_depth - expected).abs() / expected.clamp_min(1e-6)
-    sure = drawn.alpha / (1 + (spread / 0.01) ** 2)
+    # The blender's median depth is any number that the median splat carries: here its index, counted from 1.
+    count = torch.arange(1, len(projected) + 1, dtype=torch.float32)
+    denser = (projected.opacities * (math.log(0.5) / math.log(MEDIAN_LIGHT))).clamp_max(0.999)
+    marked = blend(replace(projected, depths=count, opacities=denser), bins, with_geometry=True).median_depth
+    drawn = blend(projected, bins)
+    assert marked is not None
+    there = (marked > 0) & (drawn.alpha > LEAST_ALPHA)
+    depth = torch.zeros_like(marked)
+    splats = projected.ids[marked[there].long() - 1].long()
+    depth[there] = _depth_in(gaussians.select(splats), camera, camera.rays()[1][there])
     return DepthFrame(
         camera,
-        torch.where(there, depth, 0),
+        _smooth(depth.clamp_min(0)),
         (drawn.rgb.clamp(0, 1) * 255).round().to(torch.uint8),
-        torch.where(there, sure, drawn.alpha * 0),
-        empty_is_free=False,
+        torch.where(there, drawn.alpha, 0),
     )
+
+
+def _depth_in(gaussians: Gaussians, camera: Camera, rays: Tensor) -> Tensor:
+    """[P] z-depth at which rays [P, 3] (of camera-z 1) come to the surface of one Gaussian each."""
+    axes = quats_to_matrices(gaussians.quats)  # columns: the axes of the Gaussian in the world
+    inverse = torch.exp(-gaussians.log_scales)[:, None] * axes  # [P, 3, 3], whitening: |x @ inverse| in deviations
+    along = (rays[:, None] @ inverse)[:, 0]
+    centre = ((gaussians.means - camera.center)[:, None] @ inverse)[:, 0]
+    length = (along * along).sum(1).clamp_min(1e-20)
+    return (along * centre).sum(1) / length - INWARDS / length.sqrt()
+
+
+def _smooth(depth: Tensor) -> Tensor:
+    """Median of 5x5 pixels, twice: neighbouring pixels end in different splats, edges stay."""
+    import cv2
+
+    pixels = depth.to(torch.float32).numpy()
+    return torch.from_numpy(cv2.medianBlur(cv2.medianBlur(pixels, 5), 5))
 
 
 @dataclass(frozen=True)
@@ -156,9 +169,9 @@ class Region:
 def well_seen(frames: Sequence[DepthFrame]) -> Region:
     """The box of what many of the cameras see, without the far background.
 
-    Points of all views are looked up in all others. How well a point is seen is the sum of 1 / z^2 over the cameras that
-    see it, which is the number of pixels that a piece of surface there gets from all of them; points with at least
-    a twentieth of what the best ones have, seen by 3 cameras or more, span the box.
+    Points of all views are looked up in all others. How well a point is seen is the sum of 1 / z^2 over the cameras
+    that see it, the number of pixels that a piece of surface there gets from all of them; points with at least a
+    twentieth of what the best ones have, seen by 3 cameras or more, span the box.
     Raises InputError when there are not enough such points.
     """
     points, footprints = [], []

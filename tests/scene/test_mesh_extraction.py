@@ -60,7 +60,7 @@ def test_a_sphere_of_splats_becomes_that_sphere():
     splats = surfels(truth, 8000)
     mesh = gaussians_to_mesh(splats, around(), SMALL)
     result = chamfer(mesh, truth, samples=20_000)
-    assert result.percent < 0.15  # a voxel is 0.6 % of the diagonal
+    assert result.percent < 0.3  # a voxel is 0.6 % of the diagonal, a splat 1 %
     facts = mesh.facts()
     assert facts.components == 1 and facts.faces <= 20_000
     assert mesh.colors is not None
@@ -68,16 +68,12 @@ def test_a_sphere_of_splats_becomes_that_sphere():
     assert np.abs(mesh.colors - wanted).mean() < 4  # splats 0.03 wide blur what changes by 300 per unit
 
 
-def test_depth_from_planes_beats_depth_from_centres():
+def test_thick_translucent_splats_do_not_push_the_surface_back():
     truth = ball()
-    splats = surfels(truth, 2000)  # large splats: much of each is seen aslant
-    errors = {
-        kind: chamfer(
-            gaussians_to_mesh(splats, around(), MeshConfig(voxels=96, depth=kind)), truth, samples=10_000
-        ).chamfer
-        for kind in ("plane", "expected", "median")
-    }
-    assert errors["plane"] < 0.4 * min(errors["expected"], errors["median"])
+    splats = surfels(truth, 8000, thickness=0.5)
+    splats.opacity_logits -= 4  # 0.5: a ray passes several before half of its light is gone
+    result = chamfer(gaussians_to_mesh(splats, around(), SMALL), truth, samples=10_000)
+    assert result.chamfer < float(splats.scales[0, 0])  # within the size of a splat
 
 
 def test_a_wall_of_splats_seen_aslant_has_its_true_depth():
@@ -87,7 +83,7 @@ def test_a_wall_of_splats_seen_aslant_has_its_true_depth():
     pose = look_at(torch.tensor([1.5, 0.0, 1.0]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
     K = torch.tensor([[100.0, 0, 40], [0, 100.0, 30], [0, 0, 1]])
     camera = Camera(K, pose, 80, 60)
-    frame = render_frame(surfels(wall, 20_000), camera, MeshConfig())
+    frame = render_frame(surfels(wall, 20_000, thickness=0.01), camera)
     origins, rays = camera.rays()
     wanted = -origins[..., 2] / rays[..., 2]
     assert (frame.depth > 0).all()
@@ -142,7 +138,7 @@ def test_views_are_chosen_evenly_and_the_region_is_where_they_look():
     cameras = around(24)
     assert len(evenly(cameras, 30)) == 24
     assert all(a is cameras[b] for a, b in zip(evenly(cameras, 5), (0, 6, 12, 17, 23), strict=True))
-    frames = [render_frame(surfels(ball(), 4000), camera, MeshConfig()) for camera in cameras]
+    frames = [render_frame(surfels(ball(), 4000), camera) for camera in cameras]
     region = well_seen(frames)
     assert np.allclose(region.box.low, -0.85, atol=0.06) and np.allclose(region.box.high, 0.85, atol=0.06)
     assert region.footprint == pytest.approx(2.3 / 160, rel=0.1)
