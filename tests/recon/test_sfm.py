@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,12 +121,21 @@ def test_other_photos_in_the_same_folder_start_afresh(photos: Path, tmp_path: Pa
     assert (first.total, second.total, second.registered) == (6, 8, 8)
 
 
-def test_damaged_result_is_made_anew(photos: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "sfm"
-    folder.mkdir()
-    (folder / "result.json").write_text("{ damaged")
-    (folder / "photos.json").write_text(json.dumps([1, 2]))
-    assert estimate_cameras(open_capture(photos), CONFIG, folder).registered == 8
+@pytest.mark.parametrize("way", ["retrieval", "sequential", "global"])
+def test_every_matcher_and_mapper_places_all_photos(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr("recon.sfm._SMALL", 3)
+    monkeypatch.setattr("recon.sfm._LARGE", 5)  # so that eight photos go the way of hundreds
+    config = replace(CONFIG, neighbours=4)
+    config = replace(config, mapper="global") if way == "global" else replace(config, matcher=way)  # type: ignore[arg-type]
+    (tmp_path / "result.json").write_text("{ damaged")
+    (tmp_path / "photos.json").write_text(json.dumps([1, 2]))
+    result = estimate_cameras(open_capture(photos), config, tmp_path)
+    assert result.registered == 8
+    degrees, distances = pose_errors(_poses(result.capture), np.stack([c.c2w.numpy() for c in corner_cameras()]))
+    assert degrees.max() < 1.0  # fewer pairs, so fewer points than with all of them
+    assert distances.max() < 0.1
 
 
 @pytest.mark.parametrize("stage", ["Finding", "Matching", "Placing"])
@@ -144,8 +154,6 @@ def test_stop_is_heard_in_every_stage(photos: Path, tmp_path: Path, stage: str) 
 
 
 def test_time_box_is_kept(photos: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     began = time.monotonic()
     try:
         estimate_cameras(open_capture(photos), replace(CONFIG, max_seconds=0.05), tmp_path)
