@@ -109,7 +109,9 @@ struct Abreast {
         return sum;
     }
     MQ_INLINE friend Abreast absolute(Abreast a) { return map([&](int i) { return absolute(a.v[i]); }); }
-    MQ_INLINE friend Abreast reciprocal_guess(Abreast a) { return map([&](int i) { return reciprocal_guess(a.v[i]); }); }
+    MQ_INLINE friend Abreast reciprocal_guess(Abreast a) {
+        return map([&](int i) { return reciprocal_guess(a.v[i]); });
+    }
     MQ_INLINE friend Mask at_least(Abreast a, Abreast b) {
         return map<Mask>([&](int i) { return at_least(a.v[i], b.v[i]); });
     }
@@ -218,8 +220,8 @@ MQ_INLINE Floats add_neighbours(Floats a, Floats b, std::index_sequence<kLane...
     return Floats(__builtin_shuffle(a.v, b.v, first) + __builtin_shuffle(a.v, b.v, second));
 }
 
-// Sums over lanes of vectors kFirst .. kFirst + kSpan - 1, each left in 1/kSpan of the lanes. Vectors from kCount on are
-// not there: what stands in their lanes has no meaning.
+// Sums over lanes of vectors kFirst .. kFirst + kSpan - 1, each left in 1/kSpan of the lanes. Vectors from kCount on
+// are not there: what stands in their lanes has no meaning.
 template <int kFirst, int kSpan, int kCount>
 MQ_INLINE Floats sum_tree(const Floats* vectors) {
     if constexpr (kSpan == 1) {

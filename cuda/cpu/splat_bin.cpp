@@ -20,6 +20,7 @@ constexpr int kPrefetch = 16;  // splats ahead
 // that rounding never loses a pixel. On the line dy the ellipse spans dx = slope dy +- half_row sqrt(1 - (dy / ey)^2).
 struct Ellipse {
     float x, y, ex, ey;      // centre and half extents, px
+    float inverse_ey;
     float slope, half_row;   // see above
     float dy_right;          // where dx is largest; smallest at -dy_right
     int x0, x1, y0, y1;      // pixels whose centres lie in the box, cut to the image
@@ -31,8 +32,10 @@ struct Ellipse {
         if (!(t >= 0 && xx > 0 && yy > 0 && xx * yy > 0 && std::isfinite(t + xx + xy + yy))) return false;
         x = splats.means2d[2 * i], y = splats.means2d[2 * i + 1];
         ex = grown(splats.extents[2 * i]), ey = grown(splats.extents[2 * i + 1]);
-        slope = -xy / xx;
-        half_row = grown(std::sqrt(t / xx));
+        inverse_ey = 1.0f / ey;
+        const float inverse_xx = 1.0f / xx;
+        slope = -xy * inverse_xx;
+        half_row = grown(std::sqrt(t * inverse_xx));
         dy_right = -xy / yy * ex;
         return inside(x, ex, width, x0, x1) && inside(y, ey, height, y0, y1);
     }
@@ -49,31 +52,38 @@ struct Ellipse {
     }
 };
 
-// First and last block column that the ellipse touches in each of Floats::count bands of four pixel rows.
-struct BandSpans {
-    std::int32_t first[Floats::count], last[Floats::count];  // last < first: none
+constexpr int kStripBlocks = 32;  // block columns of a strip: one bit each
 
-    void make(const Ellipse& e, int band) {
+// The blocks of a strip that the ellipse touches, for Floats::count bands of four pixel rows at once.
+struct BandMasks {
+    std::uint32_t bits[Floats::count];  // bit i: block column strip * 32 + i
+
+    void make(const Ellipse& e, int band, int strip) {
         const Floats top = Floats(float(band * kBlock)) + Floats(float(kBlock)) * lane_index();
-        const Floats low = maximum(maximum(top, Floats(float(e.y0))) + Floats(0.5f - e.y), Floats(-e.ey));
-        const Floats high = minimum(minimum(top + Floats(kBlock - 1.0f), Floats(float(e.y1))) + Floats(0.5f - e.y), Floats(e.ey));
-        const auto touched = low <= high;
+        const Floats from_row = maximum(top, Floats(float(e.y0)));
+        const Floats to_row = minimum(top + Floats(kBlock - 1.0f), Floats(float(e.y1)));
+        const Floats low = maximum(from_row + Floats(0.5f - e.y), Floats(-e.ey));
+        const Floats high = minimum(to_row + Floats(0.5f - e.y), Floats(e.ey));
         const Floats right = edge(e, low, high, 1.0f), left = edge(e, low, high, -1.0f);
         // Truncation is floor for what is >= 0, and one more than it is ceil but at whole numbers; the ellipse was
         // grown, so no pixel centre is lost there. What lies off the box is cut to it.
-        const Floats from = minimum(maximum(left + Floats(e.x + 0.5f), Floats(float(e.x0))), Floats(e.x1 + 1.0f));
-        const Floats to = minimum(maximum(right + Floats(e.x + 0.5f), Floats(float(e.x0))), Floats(e.x1 + 1.0f));
-        using Bits = Floats::Bits;
+        const Floats begin(float(e.x0)), end(e.x1 + 1.0f);
+        const Floats from = minimum(maximum(left + Floats(e.x + 0.5f), begin), end);
+        const Floats to = minimum(maximum(right + Floats(e.x + 0.5f), begin), end);
         const Bits first_pixel = __builtin_convertvector(from.v, Bits);
         const Bits last_pixel = __builtin_convertvector(to.v, Bits) - 1;
-        const Bits hit = touched.m & (Bits)(first_pixel <= last_pixel);
-        const Bits first_block = hit ? first_pixel >> 2 : Bits{} + std::numeric_limits<std::int32_t>::max();
-        const Bits last_block = hit ? last_pixel >> 2 : Bits{} - 1;
-        std::memcpy(first, &first_block, sizeof first);
-        std::memcpy(last, &last_block, sizeof last);
+        const Bits first = (first_pixel >> 2) - strip * kStripBlocks, last = (last_pixel >> 2) - strip * kStripBlocks;
+        const Bits hit = (low <= high).m & (Bits)(first_pixel <= last_pixel) & (Bits)(last >= 0) &
+                         (Bits)(first < kStripBlocks);
+        const Bits bound_first = first > 0 ? first : Bits{}, most = Bits{} + (kStripBlocks - 1);
+        const Bits bound_last = last < most ? last : most, one = Bits{} + 1;
+        const Bits mask = hit & (((one + 1) << (bound_last & 31)) - (one << (bound_first & 31)));
+        std::memcpy(bits, &mask, sizeof bits);
     }
 
   private:
+    using Bits = Floats::Bits;
+
     static Floats lane_index() {
         alignas(64) float index[Floats::count];
         for (int i = 0; i < Floats::count; ++i) index[i] = float(i);
@@ -83,7 +93,7 @@ struct BandSpans {
     // Largest (side 1) or smallest (side -1) dx of the ellipse within low <= dy <= high.
     static Floats edge(const Ellipse& e, Floats low, Floats high, float side) {
         const Floats dy = minimum(maximum(Floats(side * e.dy_right), low), high);
-        const Floats part = dy * Floats(1.0f / e.ey);
+        const Floats part = dy * Floats(e.inverse_ey);
         const Floats root = sqrt(maximum(Floats(1.0f) - part * part, Floats(0.0f)));
         return Floats(e.slope) * dy + Floats(side * e.half_row) * root;
     }
@@ -97,16 +107,6 @@ void prefetch(const SplatShapes& splats, std::uint32_t i) {
     __builtin_prefetch(splats.extents + 2 * i);
 }
 
-// The blocks of tile column `column` among the four bands of a tile row.
-std::uint32_t block_mask(const std::int32_t* first, const std::int32_t* last, int column) {
-    std::uint32_t mask = 0;
-    for (int band = 0; band < kBandsPerTile; ++band) {
-        const int from = std::max(first[band] - 4 * column, 0), to = std::min(last[band] - 4 * column, 3);
-        if (from <= to) mask |= ((2u << to) - (1u << from)) << (4 * band);
-    }
-    return mask;
-}
-
 }  // namespace
 
 void SplatBins::list_chunk(const SplatShapes& splats, int chunk) {
@@ -115,26 +115,27 @@ void SplatBins::list_chunk(const SplatShapes& splats, int chunk) {
     std::memset(counts, 0, std::size_t(tiles()) * sizeof counts[0]);
     pairs.clear();
     Ellipse ellipse;
-    BandSpans spans;
+    BandMasks masks;
     for (std::uint32_t rank = chunk_begin(chunk); rank < chunk_begin(chunk + 1); ++rank) {
         slot_begin_[rank] = std::uint32_t(pairs.size());  // within the chunk, for now
         if (rank + kPrefetch < count_) prefetch(splats, order_[rank + kPrefetch]);
         if (!ellipse.make(splats, order_[rank], width_, height_)) continue;
-        const int last_row = ellipse.y1 / kTile;
-        for (int row = ellipse.y0 / kTile; row <= last_row; ++row) {
-            const int lane = (row - ellipse.y0 / kTile) * kBandsPerTile % Floats::count;
-            if (lane == 0) spans.make(ellipse, row * kBandsPerTile);
-            const std::int32_t *first = spans.first + lane, *last = spans.last + lane;
-            const int from = std::min(std::min(first[0], first[1]), std::min(first[2], first[3])) / 4;
-            const int to = std::max(std::max(last[0], last[1]), std::max(last[2], last[3])) >> 2;
-            for (int column = from; column <= to; ++column) {
-                const std::uint32_t mask = block_mask(first, last, column);
-                if (!mask) continue;
-                const std::uint32_t tile = std::uint32_t(row * columns_ + column);
-                pairs.push_back({tile, rank, mask});
-                ++counts[tile];
+        const int first_row = ellipse.y0 / kTile, last_row = ellipse.y1 / kTile;
+        const int first_strip = ellipse.x0 / (kStripBlocks * kBlock), last_strip = ellipse.x1 / (kStripBlocks * kBlock);
+        for (int strip = first_strip; strip <= last_strip; ++strip)
+            for (int row = first_row; row <= last_row; ++row) {
+                const int lane = (row - first_row) * kBandsPerTile % Floats::count;
+                if (lane == 0) masks.make(ellipse, row * kBandsPerTile, strip);
+                std::uint32_t a = masks.bits[lane], b = masks.bits[lane + 1], c = masks.bits[lane + 2],
+                              d = masks.bits[lane + 3];
+                std::uint32_t tile = std::uint32_t(row * columns_ + strip * kStripBlocks / 4);
+                for (; a | b | c | d; a >>= 4, b >>= 4, c >>= 4, d >>= 4, ++tile) {
+                    const std::uint32_t mask = (a & 15) | (b & 15) << 4 | (c & 15) << 8 | (d & 15) << 12;
+                    if (!mask) continue;
+                    pairs.push_back({tile, rank, mask});
+                    ++counts[tile];
+                }
             }
-        }
     }
 }
 

@@ -83,7 +83,8 @@ class SplatBlend {
 template <typename S>
 class ScalarSplatBlend {
   public:
-    void forward(const SplatBins& bins, const BlendSplats<S>& splats, const S* background, const BlendImages<S>& images);
+    void forward(const SplatBins& bins, const BlendSplats<S>& splats, const S* background,
+                 const BlendImages<S>& images);
     void backward(const SplatBins& bins, const BlendImages<const S>& images, const BlendUpstream<S>& upstream,
                   const BlendGradients<S>& gradients);
     void poison();

@@ -13,33 +13,27 @@ enum { kLight, kBehind, kRed, kGreen, kBlue, kZ, kNormalX, kNormalY, kNormalZ, k
 
 using Planes = float[kPlanes][kBlockPixels];
 
-// Two vectors are worked on in step: two blocks, or two parts of a block where a register does not hold one.
-constexpr int kAbreast = 2, kBlocksAbreast = kParts == 1 ? 2 : 1, kPartsAbreast = kAbreast / kBlocksAbreast;
-constexpr int kNoBlock = kTileBlocks;  // a 17th block without light stands in for a missing second one
+// Where a register does not hold a block, two parts of it are worked on in step.
+constexpr int kAbreast = kParts == 1 ? 1 : 2;
 using Pixels = Abreast<kAbreast>;
 
-// Where in the planes of a tile the vectors abreast begin.
-struct Places {
-    int block[kAbreast], lane[kAbreast];
+MQ_INLINE Pixels load(const float (&plane)[kBlockPixels], int part) {
+    return Pixels::map([&](int i) { return Floats::load(plane + (part + i) * Floats::count); });
+}
 
-    MQ_INLINE Pixels load(const float (*planes)[kBlockPixels], int stride, int plane) const {
-        return Pixels::map([&](int i) { return Floats::load(planes[block[i] * stride + plane] + lane[i]); });
-    }
-    MQ_INLINE Pixels load(const Planes* planes, int plane) const { return load(planes[0], kPlanes, plane); }
-    MQ_INLINE void store(const Pixels& values, Planes* planes, int plane) const {
-        for (int i = 0; i < kAbreast; ++i) values.v[i].store(planes[block[i]][plane] + lane[i]);
-    }
-};
+MQ_INLINE void store(const Pixels& values, float (&plane)[kBlockPixels], int part) {
+    for (int i = 0; i < kAbreast; ++i) values.v[i].store(plane + (part + i) * Floats::count);
+}
 
 template <bool kGeometry>
-MQ_INLINE PixelGradient<Pixels> load_pixels(const Planes* planes, const Places& at) {
+MQ_INLINE PixelGradient<Pixels> load_pixels(const Planes& planes, int part) {
     PixelGradient<Pixels> pixels;
-    pixels.light = at.load(planes, kLight), pixels.behind = at.load(planes, kBehind);
-    pixels.v_red = at.load(planes, kRed), pixels.v_green = at.load(planes, kGreen);
-    pixels.v_blue = at.load(planes, kBlue);
+    pixels.light = load(planes[kLight], part), pixels.behind = load(planes[kBehind], part);
+    pixels.v_red = load(planes[kRed], part), pixels.v_green = load(planes[kGreen], part);
+    pixels.v_blue = load(planes[kBlue], part);
     if constexpr (kGeometry) {
-        pixels.v_z = at.load(planes, kZ), pixels.v_normal_x = at.load(planes, kNormalX);
-        pixels.v_normal_y = at.load(planes, kNormalY), pixels.v_normal_z = at.load(planes, kNormalZ);
+        pixels.v_z = load(planes[kZ], part), pixels.v_normal_x = load(planes[kNormalX], part);
+        pixels.v_normal_y = load(planes[kNormalY], part), pixels.v_normal_z = load(planes[kNormalZ], part);
     }
     return pixels;
 }
@@ -62,7 +56,7 @@ MQ_INLINE void read_row(const float* v, const float* value, int columns, float (
 template <bool kGeometry>
 void read_images(const TileFrame& frame, const BlendImages<const float>& images, const BlendUpstream<float>& upstream,
                  Planes* planes) {
-    std::memset(planes, 0, sizeof(Planes) * (kTileBlocks + 1));
+    std::memset(planes, 0, sizeof(Planes) * kTileBlocks);
     const int columns = frame.columns();
     float channels[3][kTile], light[kTile] = {};
     std::fill(light, light + columns, 1.0f);
@@ -98,22 +92,15 @@ MQ_INLINE void blend_blocks(const SplatRecord<float>& splat, std::uint32_t mask,
     constexpr int kSums = sum_count<kGeometry, kAbsgrad>();
     Floats sums[kSums];
     for (Floats& sum : sums) sum = Floats(0.0f);
-    while (mask) {
-        int blocks[kBlocksAbreast];
-        for (int& block : blocks) {
-            block = __builtin_ctz(mask | 1u << kNoBlock);
-            mask &= mask - 1;
-        }
-        for (int part = 0; part < kParts; part += kPartsAbreast) {
-            Places at;
-            for (int i = 0; i < kAbreast; ++i)
-                at.block[i] = blocks[i % kBlocksAbreast], at.lane[i] = (part + i / kBlocksAbreast) * Floats::count;
-            const Pixels dx = Pixels(splat.mean_x) - at.load(frame.x, 1, 0);
-            const Pixels dy = Pixels(splat.mean_y) - at.load(frame.y, 1, 0);
-            PixelGradient<Pixels> pixels = load_pixels<kGeometry>(planes, at);
+    for (; mask; mask &= mask - 1) {
+        const int block = __builtin_ctz(mask);
+        for (int part = 0; part < kParts; part += kAbreast) {
+            const Pixels dx = Pixels(splat.mean_x) - load(frame.x[block], part);
+            const Pixels dy = Pixels(splat.mean_y) - load(frame.y[block], part);
+            PixelGradient<Pixels> pixels = load_pixels<kGeometry>(planes[block], part);
             add_gradient<kGeometry, kAbsgrad>(sums, pixels, splat, dx, dy, exp2(log2_alpha(splat, dx, dy)));
-            at.store(pixels.light, planes, kLight);
-            at.store(pixels.behind, planes, kBehind);
+            store(pixels.light, planes[block][kLight], part);
+            store(pixels.behind, planes[block][kBehind], part);
         }
     }
     store_sums<kSums>(sums, slot);
@@ -133,7 +120,7 @@ template <bool kGeometry, bool kAbsgrad>
 void SplatBlend::backward_tile(const SplatBins& bins, int tile, const BlendImages<const float>& images,
                                const BlendUpstream<float>& upstream) {
     const TileFrame frame(bins, tile);
-    alignas(64) Planes planes[kTileBlocks + 1];
+    alignas(64) Planes planes[kTileBlocks];
     read_images<kGeometry>(frame, images, upstream, planes);
     const std::uint32_t begin = bins.tile_begin()[tile], end = bins.tile_begin()[tile + 1];
     const std::uint32_t* block_end = block_end_.data() + std::size_t(tile) * kTileBlocks;

@@ -11,12 +11,12 @@ constexpr int kParts = kBlockPixels / Floats::count;  // vectors per block
 
 struct TileFrame {
     int left, top, width, height;
-    alignas(64) float x[kTileBlocks + 1][kBlockPixels], y[kTileBlocks + 1][kBlockPixels];  // centres; one spare block
+    alignas(64) float x[kTileBlocks][kBlockPixels], y[kTileBlocks][kBlockPixels];  // pixel centres
 
     TileFrame(const SplatBins& bins, int tile)
         : left(tile % bins.columns() * kTile), top(tile / bins.columns() * kTile), width(bins.width()),
           height(bins.height()) {
-        for (int block = 0; block <= kTileBlocks; ++block)
+        for (int block = 0; block < kTileBlocks; ++block)
             for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
                 x[block][pixel] = float(column(block, pixel)) + 0.5f;
                 y[block][pixel] = float(row(block, pixel)) + 0.5f;

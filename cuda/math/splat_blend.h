@@ -1,7 +1,7 @@
 // Blending of projected splats at one pixel, front to back, and its gradient. Equations: scene/ops/splat_blend.py.
 //
-// S is the scalar of a splat, R that of a pixel: the same, or `Lanes` of pixels (cuda/cpu/lanes.h). 2^x is the caller's,
-// because it is what processors differ in most.
+// S is the scalar of a splat, R that of a pixel: the same, or a vector of pixels (cuda/cpu/simd.h). 2^x is the
+// caller's, because it is what processors differ in most.
 #pragma once
 #include "math/vec.h"
 
