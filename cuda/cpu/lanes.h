@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 namespace maquette {
 
@@ -82,6 +83,9 @@ struct Lanes {
         return r;
     }
 
+    // Turns an N x N block of numbers, one row per value, into its transpose: exchanges ever smaller squares.
+    static MQ_INLINE void transpose(Lanes* rows) { transpose_squares<N / 2>(rows); }
+
     // Sum over the lanes, always in the same order.
     MQ_INLINE T sum() const {
         T total = 0;
@@ -90,6 +94,33 @@ struct Lanes {
     }
 
 private:
+    template <int Side>
+    static MQ_INLINE void transpose_squares(Lanes* rows) {
+        for (int i = 0; i < N; ++i) {
+            if (i & Side) continue;
+            const Raw a = rows[i].v, b = rows[i + Side].v;
+            rows[i].v = pick<Side>(a, b, std::make_integer_sequence<int, N>());
+            rows[i + Side].v = pick<-Side>(a, b, std::make_integer_sequence<int, N>());
+        }
+        if constexpr (Side > 1) transpose_squares<Side / 2>(rows);
+    }
+
+    // Lanes whose number has the bit Side come from b (Side > 0: from Side lanes before) or from b itself, the others
+    // from a itself or (Side < 0) from Side lanes behind.
+    template <int Side, int... I>
+    static MQ_INLINE Raw pick(Raw a, Raw b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+        return __builtin_shufflevector(a, b, source<Side>(I)...);
+#else
+        return __builtin_shuffle(a, b, Bits{source<Side>(I)...});
+#endif
+    }
+    template <int Side>
+    static constexpr int source(int i) {
+        if constexpr (Side > 0) return i & Side ? N + i - Side : i;
+        else return i & -Side ? N + i : i - Side;
+    }
+
     // Cephes' expf: 2 ulp on [-87, 88], held at the ends outside. NaN stays NaN.
     static MQ_INLINE Lanes exp_float(Lanes a) {
         const Lanes x = select(a < Lanes(-87.0), Lanes(-87.0), select(a > Lanes(88.0), Lanes(88.0), a));

@@ -26,9 +26,24 @@ struct FootprintGradients {
     const T *means2d, *conics, *opacities, *colors, *depths, *normals;
 };
 
+// Rows of at least a vector's width go through registers, a square of N rows and N components at a time; the last
+// square overlaps the one before.
+template <int Components, int N, typename Body>
+MQ_INLINE void for_squares(const Body& body) {
+    for (int c = 0; c + N < Components; c += N) body(c);
+    body(Components - N);
+}
+
 // out[c][lane] = from[rows[lane] * stride + c]
 template <int Components, typename L, typename T>
 MQ_INLINE void gather_rows(const T* from, std::int64_t stride, const std::int32_t* rows, L* out) {
+    if constexpr (Components >= L::count) {
+        for_squares<Components, L::count>([&](int c) {
+            for (int lane = 0; lane < L::count; ++lane) out[c + lane] = L::load(from + rows[lane] * stride + c);
+            L::transpose(out + c);
+        });
+        return;
+    }
     alignas(kVectorBytes) T buffer[Components][L::count];
     for (int lane = 0; lane < L::count; ++lane) {
         const T* row = from + rows[lane] * stride;
@@ -49,6 +64,15 @@ MQ_INLINE void load_rows(const T* from, int valid, L* out) {
 // to[rows[lane] * stride + c] = in[c][lane] for the first `valid` lanes.
 template <int Components, typename L, typename T>
 MQ_INLINE void scatter_rows(T* to, std::int64_t stride, const std::int32_t* rows, int valid, const L* in) {
+    if constexpr (Components >= L::count) {
+        for_squares<Components, L::count>([&](int c) {
+            L square[L::count];
+            for (int i = 0; i < L::count; ++i) square[i] = in[c + i];
+            L::transpose(square);
+            for (int lane = 0; lane < valid; ++lane) square[lane].store(to + rows[lane] * stride + c);
+        });
+        return;
+    }
     alignas(kVectorBytes) T buffer[Components][L::count];
     for (int c = 0; c < Components; ++c) in[c].store(buffer[c]);
     for (int lane = 0; lane < valid; ++lane)

@@ -29,8 +29,9 @@ MQ_INLINE typename L::Mask finite(const L* values, int count) {
 }
 
 // Ellipses of the splats [begin, end): writes those that touch the image from row `begin` on, returns how many.
+// harmonics: numbers of sh_rest that will be read for each of them.
 template <typename T>
-std::int64_t project_piece(const SplatArrays<T>& splats, const View<Batch<T>>& view, bool antialias,
+std::int64_t project_piece(const SplatArrays<T>& splats, const View<Batch<T>>& view, bool antialias, int harmonics,
                            std::int64_t begin, std::int64_t end, const ProjectedArrays<T>& out) {
     using L = Batch<T>;
     std::int64_t to = begin;
@@ -56,6 +57,8 @@ std::int64_t project_piece(const SplatArrays<T>& splats, const View<Batch<T>>& v
         for (int lane = 0; lane < valid; ++lane) {
             if (!seen[lane]) continue;
             out.ids[to] = rows[lane];
+            const T* sh = splats.sh_rest + std::int64_t(rows[lane]) * 3 * splats.rest;
+            for (int i = 0; i < harmonics; i += 64 / int(sizeof(T))) __builtin_prefetch(sh + i);  // for shade_piece
             out.means2d[2 * to] = lanes[0][lane], out.means2d[2 * to + 1] = lanes[1][lane];
             for (int i = 0; i < 3; ++i) out.conics[3 * to + i] = lanes[2 + i][lane];
             out.opacities[to] = lanes[5][lane];
@@ -196,7 +199,8 @@ std::int64_t project_splats(const SplatArrays<T>& splats, const ProjectSettings<
     std::vector<std::int64_t> counts(std::size_t((splats.count + kPiece - 1) / kPiece));
     with_degree(settings.degree, [&](auto degree) {
         parallel_ranges(splats.count, kPiece, [&](std::int64_t begin, std::int64_t end) {
-            const std::int64_t count = project_piece(splats, view, settings.antialias, begin, end, out);
+            const int harmonics = 3 * (sh_count(settings.degree) - 1);
+            const std::int64_t count = project_piece(splats, view, settings.antialias, harmonics, begin, end, out);
             counts[std::size_t(begin / kPiece)] =
                 shade_piece<decltype(degree)::value>(splats, view, begin, count, out);
         });

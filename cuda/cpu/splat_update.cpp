@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <tuple>
 
@@ -23,6 +24,7 @@ struct Group {
     float *param, *exp_avg, *exp_avg_sq;
     int width;
     AdamStep<L> step;
+    bool active;  // a rate of 0 leaves parameter and moments alone
 };
 
 // Sums over steps since densification last looked: see scene/ops/splat_step.py.
@@ -39,71 +41,106 @@ struct Update {
     StatisticsArrays statistics;
 };
 
-// Adam on the first `Width` numbers of `valid` rows; gradient: [rows][Width]. Rows that follow each other are updated
-// in place, others through a copy, so that both go in full vectors.
+// The vector of numbers at one place of a parameter and its moments.
+struct Span {
+    L param, exp_avg, exp_avg_sq;
+
+    MQ_INLINE Span(const Group& group, std::int64_t at)
+        : param(L::load(group.param + at)),
+          exp_avg(L::load(group.exp_avg + at)),
+          exp_avg_sq(L::load(group.exp_avg_sq + at)) {}
+    MQ_INLINE void update(const Group& group, std::int64_t at, const float* gradient) {
+        adam_update(param, L::load(gradient), exp_avg, exp_avg_sq, group.step);
+        param.store(group.param + at), exp_avg.store(group.exp_avg + at), exp_avg_sq.store(group.exp_avg_sq + at);
+    }
+};
+
+// One row of at least a vector's width, in place. The last vector overlaps the one before: it is read first, so that
+// the numbers both hold are updated twice from the same start.
 template <int Width>
-MQ_INLINE void update_group(const Group& group, const std::int32_t* rows, int valid, const float* gradient) {
+MQ_INLINE void update_row(const Group& group, std::int64_t at, const float* gradient) {
+    constexpr int N = L::count;
+    Span last(group, at + Width - N);
+    for (int i = 0; i + N < Width; i += N) Span(group, at + i).update(group, at + i, gradient + i);
+    last.update(group, at + Width - N, gradient + Width - N);
+}
+
+// Rows narrower than a vector, through a copy in which they follow each other.
+template <int Width>
+MQ_INLINE void update_copied(const Group& group, const std::int32_t* rows, int valid, const float* gradient) {
     constexpr int N = L::count;
     float* const arrays[3] = {group.param, group.exp_avg, group.exp_avg_sq};
     alignas(kVectorBytes) float copies[3][Width * N];
-    float* work[3];
-    const bool in_place = group.width == Width && valid == N && rows[N - 1] - rows[0] == N - 1;
-    for (int a = 0; a < 3; ++a) {
-        work[a] = in_place ? arrays[a] + std::int64_t(rows[0]) * Width : copies[a];
-        if (in_place) continue;
+    for (int a = 0; a < 3; ++a)
         for (int lane = 0; lane < N; ++lane)
             std::memcpy(copies[a] + lane * Width, arrays[a] + std::int64_t(rows[lane]) * group.width,
                         Width * sizeof(float));
-    }
-    for (int i = 0; i < Width * N; i += N) {
-        L param = L::load(work[0] + i), exp_avg = L::load(work[1] + i), exp_avg_sq = L::load(work[2] + i);
-        adam_update(param, L::load(gradient + i), exp_avg, exp_avg_sq, group.step);
-        param.store(work[0] + i), exp_avg.store(work[1] + i), exp_avg_sq.store(work[2] + i);
-    }
-    if (in_place) return;
+    const Group copied = {copies[0], copies[1], copies[2], Width, group.step, true};
+    for (int i = 0; i < Width * N; i += N) Span(copied, i).update(copied, i, gradient + i);
     for (int a = 0; a < 3; ++a)
         for (int lane = 0; lane < valid; ++lane)
             std::memcpy(arrays[a] + std::int64_t(rows[lane]) * group.width, copies[a] + lane * Width,
                         Width * sizeof(float));
 }
 
-// out[lane][c] = in[c][lane]
+// Adam on the first `Width` numbers of `valid` rows; gradient: [rows][Width].
 template <int Width>
-MQ_INLINE void to_rows(const L* in, float* out) {
-    alignas(kVectorBytes) float buffer[Width][L::count];
-    for (int c = 0; c < Width; ++c) in[c].store(buffer[c]);
-    for (int lane = 0; lane < L::count; ++lane)
-        for (int c = 0; c < Width; ++c) out[lane * Width + c] = buffer[c][lane];
+MQ_INLINE void update_group(const Group& group, const std::int32_t* rows, int valid, const float* gradient) {
+    constexpr int N = L::count;
+    if (group.width == Width && valid == N && rows[N - 1] - rows[0] == N - 1) {
+        const std::int64_t first = std::int64_t(rows[0]) * Width;
+        for (int i = 0; i < Width * N; i += N) Span(group, first + i).update(group, first + i, gradient + i);
+    } else if constexpr (Width >= N) {
+        for (int lane = 0; lane < valid; ++lane)
+            update_row<Width>(group, std::int64_t(rows[lane]) * group.width, gradient + lane * Width);
+    } else {
+        update_copied<Width>(group, rows, valid, gradient);
+    }
+}
+
+// The same from a gradient whose components lie in lanes.
+template <int Width>
+MQ_INLINE void update_lanes(const Group& group, const std::int32_t* rows, int valid, const L* gradient) {
+    if (!group.active) return;
+    alignas(kVectorBytes) float by_row[Width * L::count];
+    std::int32_t places[L::count];
+    std::iota(places, places + L::count, 0);
+    scatter_rows<Width>(by_row, Width, places, L::count, gradient);
+    update_group<Width>(group, rows, valid, by_row);
 }
 
 template <int Degree>
 void update_batch(const BatchGradient<Degree, L>& g, const Update& update, const std::int32_t* rows, int valid) {
-    constexpr int N = L::count;
-    alignas(kVectorBytes) float gradient[3 * sh_count(Degree) * N > 4 * N ? 3 * sh_count(Degree) * N : 4 * N];
     const Splat<L>& s = g.splat;
     const L mean[3] = {s.mean.x, s.mean.y, s.mean.z}, quat[4] = {s.quat.w, s.quat.x, s.quat.y, s.quat.z},
             scales[3] = {s.log_scales.x, s.log_scales.y, s.log_scales.z},
             dc[3] = {g.basis[0] * g.color.x, g.basis[0] * g.color.y, g.basis[0] * g.color.z};
-    to_rows<3>(mean, gradient);
-    update_group<3>(update.means, rows, valid, gradient);
-    to_rows<4>(quat, gradient);
-    update_group<4>(update.quats, rows, valid, gradient);
-    to_rows<3>(scales, gradient);
-    update_group<3>(update.log_scales, rows, valid, gradient);
-    s.opacity_logit.store(gradient);
-    update_group<1>(update.opacity_logits, rows, valid, gradient);
-    to_rows<3>(dc, gradient);
-    update_group<3>(update.sh_dc, rows, valid, gradient);
+    update_lanes<3>(update.means, rows, valid, mean);
+    update_lanes<4>(update.quats, rows, valid, quat);
+    update_lanes<3>(update.log_scales, rows, valid, scales);
+    update_lanes<1>(update.opacity_logits, rows, valid, &s.opacity_logit);
+    update_lanes<3>(update.sh_dc, rows, valid, dc);
     if constexpr (Degree > 0) {
         constexpr int count = sh_count(Degree) - 1;
-        alignas(kVectorBytes) float basis[count][N], color[3][N];
-        for (int k = 0; k < count; ++k) g.basis[k + 1].store(basis[k]);
-        g.color.x.store(color[0]), g.color.y.store(color[1]), g.color.z.store(color[2]);
-        for (int lane = 0; lane < N; ++lane)
-            for (int k = 0; k < count; ++k)
-                for (int c = 0; c < 3; ++c) gradient[(lane * count + k) * 3 + c] = basis[k][lane] * color[c][lane];
-        update_group<3 * count>(update.sh_rest, rows, valid, gradient);
+        L rest[3 * count];
+        for (int k = 0; k < count; ++k) {
+            rest[3 * k] = g.basis[k + 1] * g.color.x;
+            rest[3 * k + 1] = g.basis[k + 1] * g.color.y;
+            rest[3 * k + 2] = g.basis[k + 1] * g.color.z;
+        }
+        update_lanes<3 * count>(update.sh_rest, rows, valid, rest);
     }
+}
+
+// Asks for the rows of a later batch: what the camera saw lies in rows with gaps, which defeat the processor's own
+// guess, and eighteen arrays are more than it follows.
+MQ_INLINE void prefetch_rows(const Group& group, const std::int32_t* rows) {
+    const float* const arrays[3] = {group.param, group.exp_avg, group.exp_avg_sq};
+    for (int a = 0; a < (group.active ? 3 : 1); ++a)
+        for (int lane = 0; lane < L::count; ++lane) {
+            const float* row = arrays[a] + std::int64_t(rows[lane]) * group.width;
+            for (int i = 0; i < group.width; i += 16) __builtin_prefetch(row + i);
+        }
 }
 
 void add_statistics(const StatisticsArrays& s, const std::int32_t* ids, std::int64_t begin, std::int64_t end,
@@ -125,11 +162,15 @@ void update_splats(const SplatArrays<float>& splats, const ProjectSettings<float
     with_degree(settings.degree, [&](auto degree) {
         constexpr int Degree = decltype(degree)::value;
         parallel_ranges(visible, kPiece, [&](std::int64_t begin, std::int64_t end) {
-            std::int32_t rows[L::count];
+            std::int32_t rows[L::count], next[L::count];
             Coefficients<Degree, L> sh;
             BatchGradient<Degree, L> gradient;
             for (std::int64_t first = begin; first < end; first += L::count) {
                 const int valid = pick_rows<L>(ids, first, end, rows);
+                pick_rows<L>(ids, first + L::count < end ? first + L::count : first, end, next);
+                for (const Group* group : {&update.means, &update.quats, &update.log_scales, &update.opacity_logits,
+                                           &update.sh_dc, &update.sh_rest})
+                    prefetch_rows(*group, next);
                 const Splat<L> splat = gather_splats<L>(splats, rows);
                 gather_coefficients<Degree>(splats, rows, sh);
                 backward_batch<Degree>(view, splat, sh, v, colors, first, valid, settings.antialias, update.pull,
@@ -166,7 +207,8 @@ struct Adam {
             throw nb::value_error("parameters and moments must agree in shape");
         return {param.data(), first.data(), second.data(),
                 int(param.shape(0) ? param.size() / param.shape(0) : 0),
-                adam_step<L>(step, std::get<I>(*rates), beta1, beta2, eps)};
+                adam_step<L>(step, std::get<I>(*rates), beta1, beta2, eps),
+                std::get<I>(*rates) != 0};
     }
 };
 

@@ -31,6 +31,8 @@ from scene.ops.splat_project import Lens, Projected, allocate, project
 class Rates:
     """Learning rates of one step, per parameter; Adam's constants; MCMC's pull on opacity and size.
 
+    A rate of 0 leaves that parameter and its moments alone for this step, as if no camera had seen them: `sh_rest` is
+    most of what a step moves through memory, and may be learned every few steps only.
     opacity_pull, scale_pull: weights of mean(opacity) and mean(scale) in the loss (MCMC, eq. 10), felt by what is seen.
     """
 
@@ -380,7 +382,7 @@ class _Composed:
         v["opacity_logits"] = v["opacity_logits"] + rates.opacity_pull / count * opacities * (1 - opacities)
         v["log_scales"] = v["log_scales"] + rates.scale_pull / (3 * count) * gaussians.scales
         for (name, value), rate in zip(gaussians.parameters().items(), rates.by_group()):
-            if value.numel() == 0:
+            if value.numel() == 0 or rate == 0:
                 continue
             moments = (adam.exp_avg[name], adam.exp_avg_sq[name])
             betas = (rates.beta1, rates.beta2)

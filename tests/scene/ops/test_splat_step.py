@@ -161,6 +161,32 @@ def _v_means2d(scene: Gaussians, v_image: Tensor) -> Tensor:
 
 
 @needs_kernels
+def test_rows_apart_are_updated_as_rows_together() -> None:
+    # Every second splat looks away from the camera, so that what is seen lies in rows that do not follow each other.
+    scene, dense = random_gaussians(200), random_gaussians(200)
+    for sh_degree in (1, 2, 3):
+        spread = Gaussians(**{name: torch.stack([t, t], 1).flatten(0, 1) for name, t in dense.parameters().items()})
+        spread.means[1::2] += 100 * (a_camera().center - dense.means)
+        apart, together = start(spread), start(scene)
+        train(apart, 2, sh_degree=sh_degree)
+        train(together, 2, sh_degree=sh_degree)
+        for name, value in together.gaussians.parameters().items():
+            # Each number is worked out alone; only how the compiler fuses products and sums may differ.
+            torch.testing.assert_close(apart.gaussians.parameters()[name][::2], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_rate_of_zero_leaves_parameter_and_moments_alone(path: type) -> None:
+    scene = random_gaussians(50)
+    step = start(scene, path)
+    train(step, 1)
+    before = {name: value.clone() for name, value in state(step).items()}
+    train(step, 1, rates=replace(RATES, sh_rest=0.0, quats=0.0))
+    for name, value in state(step).items():
+        assert torch.equal(value, before[name]) == ("sh_rest" in name or "quats" in name), name
+
+
+@needs_kernels
 def test_absolute_gradient_scores_at_least_the_gradient() -> None:
     scores = []
     for absgrad in (False, True):
