@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scene.cameras import Camera
 from scene.gaussians import Gaussians
+from scene.ops import native
 from scene.rasterize import RasterSettings, Render, render
 from tests.scene.splats import a_camera, random_gaussians, random_rotation, turned
 
@@ -76,8 +77,10 @@ def test_permuting_the_gaussians_changes_nothing() -> None:
     scene, camera = random_gaussians(200), a_camera()
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     before, after = (render(g, camera, with_geometry=True) for g in (scene, scene.select(order)))
+    exact = native.has(scene.means.device)  # torch's matrix product rounds a row by its place; the kernels do not
     for name in IMAGES:
-        assert torch.equal(getattr(before, name), getattr(after, name)), name
+        tolerance = 0.0 if exact else 2e-6
+        torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=tolerance, rtol=tolerance)
 
 
 def test_gradients_by_scene_and_camera_equal_finite_differences() -> None:
