@@ -192,7 +192,7 @@ def race(
                     with watch.measure("gsplat raster"):
                         theirs = gsplat_reference.rasterize(projected, scene.camera.width, scene.camera.height, v_rgb)
                     for part, seconds in theirs.seconds.items():
-                        watch.add(f"gsplat {part}", seconds, seconds)
+                        watch.add(f"gsplat {part}", *seconds)
                 ours.run(v_rgb)  # warms up the threads just made
                 step.run(Stopwatch())
                 for _ in range(per_round):
@@ -211,6 +211,8 @@ def ratios(timings: dict[str, dict[str, Timing]]) -> dict[str, float]:
         found[f"steps_per_second_{count}"] = 1e3 / by_name["step"].median_ms
         if "gsplat raster" in by_name:
             raster = by_name["raster"].median_ms
+            cpu = by_name["gsplat raster"].cpu_ms / by_name["raster"].cpu_ms
+            found[f"gsplat_raster_cpu_time_over_ours_{count}"] = cpu
             loops = by_name["gsplat isect"].median_ms + by_name["gsplat shim"].median_ms
             found[f"gsplat_raster_over_ours_{count}"] = by_name["gsplat raster"].median_ms / raster
             found[f"gsplat_without_loops_and_shim_over_ours_{count}"] = (

@@ -25,19 +25,33 @@ from scene.ops.splat_project import Projected
 
 @dataclass
 class ReferenceRaster:
-    """Image [H, W, 3], gradients by means2d, conics, opacities and colours, and the seconds of each part."""
+    """Image [H, W, 3], gradients by means2d, conics, opacities and colours, and wall and CPU seconds of each part."""
 
     rgb: Tensor
     gradients: tuple[Tensor, ...]
-    seconds: dict[str, float]
+    seconds: dict[str, tuple[float, float]]
+
+
+class _Clock:
+    """Wall and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self.start[0], time.process_time() - self.start[1]
 
 
 @dataclass
 class _Shim:
     """The two helpers; counts the seconds spent in them."""
 
-    seconds: float = 0.0
-    pairs: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def count(self, clock: _Clock) -> None:
+        wall, cpu = clock.read()
+        self.wall, self.cpu = self.wall + wall, self.cpu + cpu
 
     def indices_in_range(
         self,
@@ -54,7 +68,7 @@ class _Shim:
         ids: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(splat, pixel, image) of all pairs that blend, pixel by pixel, front to back."""
-        start = time.perf_counter()
+        clock = _Clock()
         columns, bounds = offsets.shape[-1], [*offsets.flatten().tolist(), len(ids)]
         splats, pixels = [], []
         with torch.no_grad():
@@ -83,28 +97,27 @@ class _Shim:
                 pixels.append((y * width + x)[pixel])
         splat = torch.cat(splats) if splats else torch.zeros(0, dtype=torch.int64)
         pixel = torch.cat(pixels) if pixels else torch.zeros(0, dtype=torch.int64)
-        self.pairs += len(splat)
-        self.seconds += time.perf_counter() - start
+        self.count(clock)
         return splat, pixel, torch.zeros_like(splat)
 
     def weights_from_alpha(self, alphas: Tensor, *, ray_indices: Tensor, n_rays: int) -> tuple[Tensor, Tensor]:
         """w_i = alpha_i prod_{j < i in the same ray} (1 - alpha_j); the pairs of a ray follow each other."""
-        start = time.perf_counter()
+        clock = _Clock()
         logs = torch.log1p(-alphas.double())  # one scan over all rays: float64, or rays at the end would lose digits
         before = logs.cumsum(0) - logs
         begins = torch.ones_like(ray_indices, dtype=torch.bool)
         begins[1:] = ray_indices[1:] != ray_indices[:-1]
         first = torch.nonzero(begins).squeeze(1)[begins.cumsum(0) - 1]
         transmittance = torch.exp(before - before[first]).to(alphas.dtype)
-        self.seconds += time.perf_counter() - start
+        self.count(clock)
         return alphas * transmittance, transmittance
 
     def sum_along_rays(self, weights: Tensor, values: Tensor | None, *, ray_indices: Tensor, n_rays: int) -> Tensor:
         """[n_rays, C] sum of w_i v_i."""
-        start = time.perf_counter()
+        clock = _Clock()
         terms = weights[:, None] if values is None else weights[:, None] * values
         total = torch.zeros(n_rays, terms.shape[1], dtype=terms.dtype).index_add(0, ray_indices, terms)
-        self.seconds += time.perf_counter() - start
+        self.count(clock)
         return total
 
 
@@ -132,13 +145,13 @@ def rasterize(projected: Projected, width: int, height: int, v_rgb: Tensor) -> R
     means2d, conics, opacities, colors = (value[None] for value in inputs)
     seconds = {}
 
-    start = time.perf_counter()
+    clock = _Clock()
     radii = projected.extents.ceil().int()[None]
     _, keys, ids = reference._isect_tiles(means2d.detach(), radii, projected.depths.detach()[None], TILE, columns, rows)
     offsets = reference._isect_offset_encode(keys, 1, columns, rows)
-    seconds["isect"] = time.perf_counter() - start
+    seconds["isect"] = clock.read()
 
-    start = time.perf_counter()
+    clock = _Clock()
     with (
         mock.patch.dict(sys.modules, {"nerfacc": nerfacc}),
         mock.patch.object(wrapper, "rasterize_to_indices_in_range", shim.indices_in_range),
@@ -146,10 +159,10 @@ def rasterize(projected: Projected, width: int, height: int, v_rgb: Tensor) -> R
         rgb, _ = reference._rasterize_to_pixels(
             means2d, conics, colors, opacities, width, height, TILE, offsets.reshape(1, rows, columns), ids
         )
-    seconds["blend"] = time.perf_counter() - start - shim.seconds
-    seconds["shim"] = shim.seconds
+    wall, cpu = clock.read()
+    seconds["blend"], seconds["shim"] = (wall - shim.wall, cpu - shim.cpu), (shim.wall, shim.cpu)
 
-    start = time.perf_counter()
+    clock = _Clock()
     gradients = torch.autograd.grad((rgb[0] * v_rgb).sum(), inputs)
-    seconds["backward"] = time.perf_counter() - start
+    seconds["backward"] = clock.read()
     return ReferenceRaster(rgb[0].detach(), gradients, seconds)
