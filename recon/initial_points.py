@@ -1,4 +1,4 @@
-"""Where training starts: the 3D points of the source, else points inside the visual hull, else points in view."""
+"""Where training starts: the source's 3D points, else the visual hull, else matched points, else anywhere in view."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture, Photo, PointCloud
+from recon.posed_points import points_from_poses
 from scene.cameras import Camera
 
 MIN_POINTS = 100
@@ -37,7 +38,7 @@ def look_at_point(cameras: list[Camera]) -> Tensor:
 
 
 def initial_points(capture: Capture, *, count: int, generator: torch.Generator) -> PointCloud:
-    """The points to start from: all of the source's if it has enough, else `count` points made from the photos."""
+    """The points to start from: all of the source's if it has enough, else about `count` made from the photos."""
     if capture.points is not None and len(capture.points.xyz) >= MIN_POINTS:
         return capture.points
     cameras = train_cameras(capture)
@@ -48,6 +49,9 @@ def initial_points(capture: Capture, *, count: int, generator: torch.Generator) 
         hull = _hull_points(capture, centre, half, count, generator)
         if len(hull.xyz) >= MIN_POINTS:
             return hull
+    matched = points_from_poses(capture)
+    if len(matched.xyz) >= MIN_POINTS:
+        return matched
     return _points_in_view(capture, cameras, distances, count, generator)
 
 

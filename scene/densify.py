@@ -66,11 +66,17 @@ def share_opacity(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Te
 
 
 def mcmc_refine(
-    gaussians: Gaussians, *, cap: int, growth: float, min_opacity: float, generator: torch.Generator
+    gaussians: Gaussians,
+    *,
+    cap: int,
+    growth: float,
+    min_opacity: float,
+    generator: torch.Generator,
+    score: Tensor | None = None,
 ) -> Edit:
     """Moves dead splats onto live ones and grows the count by `growth` (1.05 = five per cent) up to `cap`.
 
-    Live splats are drawn with probability proportional to opacity. Drawn ones and their copies share the original's
+    Live splats are drawn with probability proportional to opacity, or to `score` [N] >= 0 where given. Drawn ones and their copies share the original's
     light by `share_opacity`. With no live splat left nothing changes.
     """
     count = len(gaussians)
@@ -81,9 +87,9 @@ def mcmc_refine(
     unchanged = torch.arange(count, device=opacities.device)
     if len(live_rows) == 0 or len(dead_rows) + added == 0:
         return Edit(gaussians, unchanged, torch.zeros_like(dead))
-    drawn = live_rows[
-        torch.multinomial(opacities[live_rows].double(), len(dead_rows) + added, replacement=True, generator=generator)
-    ]
+    weights = opacities if score is None else score
+    chance = weights[live_rows].double().clamp_min(1e-12)
+    drawn = live_rows[torch.multinomial(chance, len(dead_rows) + added, replacement=True, generator=generator)]
     copies = 1 + torch.bincount(drawn, minlength=count)
     shared = copies > 1
     new_opacities, new_scales = share_opacity(opacities[shared], gaussians.scales[shared], copies[shared])
