@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data.captures import Capture
+from data.captures import Capture, PointCloud
 from recon.evaluation import evaluate
 from recon.exposure import Exposures
 from recon.initial_points import initial_points, scene_extent
@@ -28,6 +28,7 @@ from scene.cameras import Camera
 from scene.densify import Edit, add_position_noise, gradient_refine, mcmc_refine, reset_opacities
 from scene.errors import InputError, Interrupted
 from scene.gaussians import Gaussians
+from scene.ops.composite import composite
 from scene.ops.photometric_loss import photometric_loss_and_grad
 from scene.ops.splat_step import AdamState, Rates, SplatStep
 from scene.rasterize import RasterSettings, render
@@ -113,6 +114,13 @@ class _Trainer:
     watched: int = 0
     psnr: float | None = None
     loss: float = math.nan
+    _v_image: Tensor | None = None
+
+    def v_image_like(self, image: Tensor) -> Tensor:
+        """The kept buffer for the gradient by the picture."""
+        if self._v_image is None or self._v_image.shape != image.shape:
+            self._v_image = torch.empty_like(image)
+        return self._v_image
 
 
 def train(
@@ -178,7 +186,12 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     exposure = exposures.of(index) if exposures else None
     v_exposure = torch.empty(2, 3) if exposures else None
     trainer.loss, v_image = photometric_loss_and_grad(
-        image, target, ssim_weight=config.ssim_weight, exposure=exposure, v_exposure=v_exposure
+        image,
+        target,
+        ssim_weight=config.ssim_weight,
+        exposure=exposure,
+        v_image=trainer.v_image_like(image),
+        v_exposure=v_exposure,
     )
     if exposures and v_exposure is not None:
         exposures.learn(index, v_exposure, p)
@@ -190,12 +203,6 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     if _refine_is_due(trainer, p):
         _refine(trainer, p)
     _watch(trainer, p)
-
-
-def composite(rgb: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
-    """Straight-alpha uint8 picture [H, W, 3] over a background colour [3], as float [H, W, 3] in 0..1."""
-    share = alpha[..., None].float() / 255
-    return rgb.float() / 255 * share + background * (1 - share)
 
 
 def _level(config: Config, capture: Capture, p: float) -> int:
@@ -309,7 +316,7 @@ def _fresh(capture: Capture, config: Config) -> _Trainer:
     points = initial_points(capture, count=min(config.initial_splats, config.max_splats), generator=generator)
     if len(points.xyz) > config.max_splats:
         chosen = torch.randperm(len(points.xyz), generator=generator)[: config.max_splats].sort().values
-        points = points.select(chosen)
+        points = PointCloud(points.xyz[chosen], points.rgb[chosen])
     gaussians = Gaussians.from_points(points.xyz, points.rgb, sh_degree=config.sh_degree)
     exposed = learns_exposure(capture, config)
     return _Trainer(

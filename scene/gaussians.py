@@ -136,7 +136,7 @@ class Gaussians:
             quats=quats,
             log_scales=log_scales,
             opacity_logits=torch.logit(means.new_full((count,), opacity)),
-            sh_dc=sh.from_rgb(rgb.to(means) / 255),
+            sh_dc=sh.from_rgb(rgb.to(means).clamp_min(1) / 255),  # exactly black would have no gradient: clamped colour
             sh_rest=means.new_zeros(count, sh.coefficients(sh_degree) - 1, 3),
         )
 

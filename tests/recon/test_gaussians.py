@@ -13,7 +13,7 @@ import torch
 from data.captures import Capture, View
 from data.synthetic import opaque_solids
 from recon.evaluation import evaluate
-from recon.gaussians import PRESETS, Checkpoint, Config, composite, learns_exposure, picture, train
+from recon.gaussians import PRESETS, Checkpoint, Config, learns_exposure, picture, train
 from recon.initial_points import initial_points, look_at_point, scene_extent, train_cameras
 from scene.errors import InputError, Interrupted
 from scene.gaussians import Gaussians
@@ -135,15 +135,6 @@ def test_exposure_is_learned_for_photos_and_not_for_rendered_sets(capture: Captu
 
 def _opaque(capture: Capture) -> tuple[View, ...]:
     return tuple(replace(view, has_alpha=False) for view in capture.views)
-
-
-def test_composite_is_the_background_where_alpha_is_zero_and_the_photo_where_it_is_full() -> None:
-    rgb = torch.tensor([[[255, 0, 51], [10, 20, 30]]], dtype=torch.uint8)
-    alpha = torch.tensor([[255, 0]], dtype=torch.uint8)
-    background = torch.tensor([0.1, 0.2, 0.3])
-    out = composite(rgb, alpha, background)
-    assert torch.allclose(out[0, 0], torch.tensor([1.0, 0.0, 0.2]))
-    assert torch.allclose(out[0, 1], background)
 
 
 def test_hull_points_lie_inside_every_silhouette(capture: Capture) -> None:
