@@ -19,19 +19,21 @@ from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame, back_project, colors_from_frames, fuse_depths, ignore
 from scene.errors import InputError
 from scene.gaussians import Gaussians
-from scene.mesh import Mesh, clean, decimate
+from scene.mesh import Mesh, clean, decimate, face_components, select_faces
 from scene.mesh_distance import Box
 from scene.ops.splat_bin import bin_splats
 from scene.ops.splat_blend import blend
 from scene.ops.splat_project import project, quats_to_matrices
 
 MEDIAN_LIGHT = 0.6  # share of the light that is left where the surface is
-INWARDS = 0.75  # standard deviations; splats are trained to lie with their centres behind what is seen of them
+INWARDS = 1.0  # standard deviations; splats are trained to lie with their centres behind what is seen of them
 LEAST_ALPHA = 0.5  # a pixel that lets more light through has no surface
 SAMPLES = 40_000  # points that are looked up in all views, from all views together
 AGREEMENT = 0.03  # of the depth: a point is seen by a camera that has this depth there
 LEAST_VIEWS = 3
-WELL_SEEN = 0.05  # share of the best-seen points' pixels per area
+LEAST_WEIGHT = 0.5  # sum of cosines over the views; more leaves holes where few look, less brings no accuracy
+CUT_OFF = 0.1  # share of the largest part's area below which a part that ends at the box is cut off
+WELL_SEEN = 0.15  # share of the best-seen points' pixels per area
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class MeshConfig:
 
     voxels: int = 384  # along the longest side of what the cameras look at
     faces: int = 200_000  # budget after decimation; 0 keeps all
-    truncation: float = 4.0  # voxels, at least; more where the depths of the views disagree more
+    truncation: float = 5.0  # voxels, at least; more where the depths of the views disagree more
     min_part: float = 0.01  # parts with less area than this share of the largest one's are dropped
     max_views: int = 120  # evenly chosen when there are more
     max_pixels: int = 640 * 480  # per view; larger ones are rendered smaller
@@ -78,14 +80,26 @@ def gaussians_to_mesh(
         voxel_size=voxel_size,
         truncation=max(config.truncation * voxel_size, 3 * region.disagreement),
         box=region.box,
-        least_weight=LEAST_VIEWS * 0.4,
+        least_weight=LEAST_WEIGHT,
         progress=lambda done, _, message: progress(len(views) + done, total, message),
         stop=stop,
     )
-    mesh = clean(mesh, min_share=config.min_part)
+    mesh = without_cut_offs(clean(mesh, min_share=config.min_part), region.box, margin=2 * voxel_size)
     if config.faces:
-        mesh = decimate(mesh, config.faces)
+        # Collapsing edges parts what hung together by a thread.
+        mesh = clean(decimate(mesh, config.faces), min_share=config.min_part)
     return replace(mesh, colors=colors_from_frames(mesh, frames, tolerance=config.truncation * voxel_size))
+
+
+def without_cut_offs(mesh: Mesh, box: Box, margin: float) -> Mesh:
+    """Without the small parts that end at the box: they are bits of something outside it."""
+    low, high = np.array(box.low) + margin, np.array(box.high) - margin
+    parts = face_components(mesh)
+    areas = np.bincount(parts, mesh.face_areas)
+    outside = np.any((mesh.vertices < low) | (mesh.vertices > high), axis=1)
+    at_border = np.any(np.asarray(outside)[mesh.faces], axis=1)
+    cut = np.bincount(parts, at_border) > 0
+    return select_faces(mesh, ~(cut & (areas < CUT_OFF * areas.max()))[parts])
 
 
 def evenly(cameras: Sequence[Camera], count: int) -> list[Camera]:
@@ -171,7 +185,7 @@ def well_seen(frames: Sequence[DepthFrame]) -> Region:
 
     Points of all views are looked up in all others. How well a point is seen is the sum of 1 / z^2 over the cameras
     that see it, the number of pixels that a piece of surface there gets from all of them; points with at least a
-    twentieth of what the best ones have, seen by 3 cameras or more, span the box.
+    seventh of what the best ones have, seen by 3 cameras or more, span the box.
     Raises InputError when there are not enough such points.
     """
     points, footprints = [], []

@@ -60,7 +60,8 @@ def test_a_sphere_of_splats_becomes_that_sphere():
     splats = surfels(truth, 8000)
     mesh = gaussians_to_mesh(splats, around(), SMALL)
     result = chamfer(mesh, truth, samples=20_000)
-    assert result.percent < 0.3  # a voxel is 0.6 % of the diagonal, a splat 1 %
+    # A voxel is 0.6 % of the diagonal, a splat 1 %; the surface is sought before the centres, where photos put it.
+    assert result.percent < 0.4
     facts = mesh.facts()
     assert facts.components == 1 and facts.faces <= 20_000
     assert mesh.colors is not None
@@ -95,7 +96,7 @@ def test_the_far_background_is_left_out():
     mesh = gaussians_to_mesh(scene, around(36), SMALL)
     # Cameras 3 away from the centre look at a ball of 0.8: what lies 30 away is no part of it.
     assert np.abs(mesh.vertices).max() < 1.2
-    assert chamfer(mesh, ball(), samples=10_000).percent < 0.3
+    assert chamfer(mesh, ball(), samples=10_000).percent < 0.4
 
 
 def test_a_floater_before_one_camera_goes():
