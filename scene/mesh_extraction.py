@@ -142,8 +142,7 @@ def render_frame(gaussians: Gaussians, camera: Camera, *, antialias: bool = Fals
     assert marked is not None
     there = (marked > 0) & (drawn.alpha > LEAST_ALPHA)
     depth = torch.zeros_like(marked)
-    splats = projected.ids[marked[there].long() - 1].long()
-    depth[there] = _depth_in(gaussians.select(splats), camera, camera.rays()[1][there])
+    depth[there] = _depth_in(gaussians, camera, camera.rays()[1][there], projected.ids.long(), marked[there].long() - 1)
     return DepthFrame(
         camera,
         _smooth(depth.clamp_min(0)),
@@ -152,12 +151,12 @@ def render_frame(gaussians: Gaussians, camera: Camera, *, antialias: bool = Fals
     )
 
 
-def _depth_in(gaussians: Gaussians, camera: Camera, rays: Tensor) -> Tensor:
-    """[P] z-depth at which rays [P, 3] (of camera-z 1) come to the surface of one Gaussian each."""
-    axes = quats_to_matrices(gaussians.quats)  # columns: the axes of the Gaussian in the world
-    inverse = torch.exp(-gaussians.log_scales)[:, None] * axes  # [P, 3, 3], whitening: |x @ inverse| in deviations
-    along = (rays[:, None] @ inverse)[:, 0]
-    centre = ((gaussians.means - camera.center)[:, None] @ inverse)[:, 0]
+def _depth_in(gaussians: Gaussians, camera: Camera, rays: Tensor, seen: Tensor, which: Tensor) -> Tensor:
+    """[P] z-depth at which rays [P, 3] (of camera-z 1) come to the surface of the Gaussian seen[which] of each."""
+    axes = quats_to_matrices(gaussians.quats[seen])  # columns: the axes of the Gaussian in the world
+    whiten = torch.exp(-gaussians.log_scales[seen])[:, None] * axes  # |x @ whiten| is in standard deviations
+    centres = ((gaussians.means[seen] - camera.center)[:, None] @ whiten)[:, 0]
+    along, centre = (rays[:, None] @ whiten[which])[:, 0], centres[which]
     length = (along * along).sum(1).clamp_min(1e-20)
     return (along * centre).sum(1) / length - INWARDS / length.sqrt()
 
