@@ -72,7 +72,7 @@ def kill_until_done(source: Path, run: Path, flags: tuple[str, ...], kills: int,
         mark = _last_change(run)
         while process.poll() is None and _last_change(run) == mark:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 1.6 * whole_s / kills))
+        time.sleep(rng.uniform(0, 0.7 * whole_s))
         if process.poll() is not None:
             finish(process)  # done before it could be killed
             return made
