@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -13,8 +14,8 @@
 namespace maquette {
 namespace {
 
-// One job at a time. Workers wait first by spinning for a few microseconds (the stages of one training step follow
-// each other closely), then on a condition variable, so that an idle pool takes no CPU time from anybody.
+// One job at a time. Workers wait first by spinning, for as long as the Python between two stages of a training step
+// takes, then on a condition variable, so that an idle pool takes no CPU time from anybody.
 class Pool {
   public:
     explicit Pool(int workers) {
@@ -45,12 +46,25 @@ class Pool {
         }
         wake_.notify_all();
         work(0);
-        for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins)
-            if (spins > kSpins) std::this_thread::yield();
+        if (!spin_until([&] { return busy_.load(std::memory_order_acquire) == 0; }))
+            while (busy_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
     }
 
   private:
-    static constexpr int kSpins = 4000;
+    static constexpr std::chrono::microseconds kSpinFor{300};
+
+    // Whether the condition came true within kSpinFor. The clock is read now and then: it costs more than the test.
+    template <typename Condition>
+    static bool spin_until(const Condition& condition) {
+        const auto end = std::chrono::steady_clock::now() + kSpinFor;
+        do {
+            for (int i = 0; i < 32; ++i) {
+                if (condition()) return true;
+                pause();
+            }
+        } while (std::chrono::steady_clock::now() < end);
+        return false;
+    }
 
     void work(int worker) {
         for (std::int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) (*body_)(task, worker);
@@ -59,7 +73,7 @@ class Pool {
     void serve(int worker) {
         std::uint64_t seen = 0;
         for (;;) {
-            for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
+            spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; });
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
