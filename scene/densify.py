@@ -76,8 +76,8 @@ def mcmc_refine(
 ) -> Edit:
     """Moves dead splats onto live ones and grows the count by `growth` (1.05 = five per cent) up to `cap`.
 
-    Live splats are drawn with probability proportional to opacity, or to `score` [N] >= 0 where given. Drawn ones and their copies share the original's
-    light by `share_opacity`. With no live splat left nothing changes.
+    Live splats are drawn with probability proportional to opacity, or to `score` [N] >= 0 where given. Drawn ones and
+    their copies share the original's light by `share_opacity`. With no live splat left nothing changes.
     """
     count = len(gaussians)
     opacities = gaussians.opacities
