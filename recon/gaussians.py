@@ -160,7 +160,16 @@ def train(
             last_report = now
     save(_checkpoint(trainer))
     on_step(_report(trainer, max_seconds))
-    return trainer.step.gaussians
+    return _seen_only(trainer)
+
+
+def _seen_only(trainer: _Trainer) -> Gaussians:
+    """The trained splats without floaters nobody vouches for: too faint, or in no photo since the last refinement."""
+    gaussians, statistics = trainer.step.gaussians, trainer.step.statistics
+    keep = gaussians.opacities > MIN_OPACITY
+    if trainer.done - trainer.refined[0] >= 2 * len(trainer.capture.train):  # every photo had its turn
+        keep &= statistics.seen > 0
+    return gaussians.select(keep) if bool(keep.any()) else gaussians
 
 
 def _progress(trainer: _Trainer, max_seconds: float | None) -> float:

@@ -57,7 +57,19 @@ def test_held_out_views_reach_the_stated_quality(capture: Capture, densify: str,
 def test_the_count_reaches_the_cap_by_the_middle_of_the_run(capture: Capture) -> None:
     counts: list[int] = []
     trained = train(capture, SMALL, save=lambda checkpoint: counts.append(len(checkpoint.tensors["gaussians.means"])))
-    assert len(trained) == SMALL.max_splats == counts[-1]
+    assert counts[-1] == SMALL.max_splats
+    assert 0.9 * SMALL.max_splats < len(trained) <= SMALL.max_splats
+
+
+def test_what_no_photo_sees_is_not_handed_over(capture: Capture) -> None:
+    saved: list[Checkpoint] = []
+    train(capture, replace(SMALL, steps=100), save=saved.append)
+    tensors = {name: value.clone() for name, value in saved[-1].tensors.items()}
+    tensors["gaussians.means"][:7] = torch.tensor([0.0, 0.0, 90.0])  # far above every camera, out of all views
+    tensors["seen"].zero_()
+    state = {**saved[-1].state, "step": 50, "refined_step": 50, "refined_progress": 0.99}
+    trained = train(capture, replace(SMALL, steps=100), resume=Checkpoint(tensors, state))
+    assert float(trained.means[:, 2].max()) < 10
 
 
 def test_same_seed_same_bits_whatever_the_threads(capture: Capture) -> None:
