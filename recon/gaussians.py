@@ -83,7 +83,7 @@ MIN_OPACITY = 0.005
 WATCHED_VIEWS = 3
 NOISE_EVERY = 5  # steps; the random walk of five small moves is one of sqrt(5) times the length
 NEAR = 0.01  # near plane, in units of the scene's extent
-COARSE_SHARE = 0.2  # share of the run at each of the coarse sizes
+COARSE_SHARE, COARSE_STEPS = 0.1, 500  # each coarse size gets this share of the run, at most so many steps
 GROW_FROM, GROW_TO, REFINE_TO = 0.03, 0.5, 0.85  # when the count grows and when dead splats are still moved
 SH_STEPS = (0.1, 0.2, 0.3)  # progress at which degree 1, 2 and 3 join
 
@@ -180,7 +180,7 @@ def _progress(trainer: _Trainer, max_seconds: float | None) -> float:
 def _one_step(trainer: _Trainer, p: float) -> None:
     """One photo: render, compare, learn; now and then refine."""
     config, capture, step = trainer.config, trainer.capture, trainer.step
-    level = _level(config, capture, p)
+    level = _level(config, capture, trainer.done, p)
     index = _next_view(trainer, level)
     photo, view = capture.photo(index, level), capture.views[index]
     assert view.camera is not None
@@ -214,11 +214,11 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     _watch(trainer, p)
 
 
-def _level(config: Config, capture: Capture, p: float) -> int:
+def _level(config: Config, capture: Capture, done: int, p: float) -> int:
     """How many halvings of the photos this moment of the run works on; never below 64 pixels."""
     smallest = min(min(view.width, view.height) for view in capture.views)
     most = min(config.coarse_levels, max(0, int(math.log2(smallest / 64))))
-    return max(0, most - int(p / COARSE_SHARE))
+    return max(0, most - max(int(p / COARSE_SHARE), done // COARSE_STEPS))
 
 
 def _degree(config: Config, p: float) -> int:
