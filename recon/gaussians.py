@@ -10,7 +10,6 @@ each photo has its own exposure, a gain and an offset per channel; learning rate
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -33,8 +32,6 @@ from scene.ops.photometric_loss import photometric_loss_and_grad
 from scene.ops.splat_step import AdamState, Rates, SplatStep
 from scene.rasterize import RasterSettings, render
 from scene.runs import StepReport
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
