@@ -41,17 +41,48 @@ class MeshFacts:
         return self.manifold_edges and self.manifold_vertices
 
 
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Pictures that lie on a mesh by its uvs; row 0 of a picture is its top, where v = 1. Rough and not metallic.
+
+    base_color: [H, W, 3] uint8 sRGB.  normal: [H, W, 3] uint8 or None, tangent space, n = 2 c / 255 - 1, green along
+    growing v as in glTF.  occlusion: [H, W] uint8 or None, 255 where all of the sky is seen.
+    """
+
+    base_color: NDArray[np.uint8]
+    normal: NDArray[np.uint8] | None = None
+    occlusion: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        for name, picture, channels in (
+            ("base_color", self.base_color, 3),
+            ("normal", self.normal, 3),
+            ("occlusion", self.occlusion, 0),
+        ):
+            if picture is None:
+                continue
+            wanted = (3,) if channels else ()
+            if picture.dtype != np.uint8 or picture.ndim < 2 or picture.shape[2:] != wanted or 0 in picture.shape:
+                shape = "[H, W, 3]" if channels else "[H, W]"
+                raise ValueError(f"{name} must be uint8 {shape}, got {picture.dtype} {picture.shape}")
+
+
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles with optional vertex colours.
+    """Triangles with optional vertex colours, or with a texture.
 
     vertices: [V, 3] float64.  faces: [F, 3] int32 indices into vertices.  colors: [V, 3] uint8 sRGB or None.
+    uvs: [F, 3, 2] float32 or None, the place in the texture of each corner of each face: u to the right, v up, (0, 0)
+    at the bottom left. A vertex on a seam has several, so the topology knows nothing of seams.  material: what the uvs
+    point to, or None.
     Arrays of other types are converted; wrong shapes, NaN vertices or indices out of range raise ValueError.
     """
 
     vertices: NDArray[np.float64]
     faces: NDArray[np.int32]
     colors: NDArray[np.uint8] | None = None
+    uvs: NDArray[np.float32] | None = None
+    material: Material | None = None
 
     def __post_init__(self) -> None:
         vertices = np.ascontiguousarray(self.vertices, dtype=np.float64)
@@ -69,6 +100,13 @@ class Mesh:
             if colors.dtype != np.uint8 or colors.shape != vertices.shape:
                 raise ValueError(f"colors must be uint8 {vertices.shape}, got {colors.dtype} {colors.shape}")
             object.__setattr__(self, "colors", colors)
+        if self.uvs is not None:
+            uvs = np.ascontiguousarray(self.uvs, dtype=np.float32)
+            if uvs.shape != (len(faces), 3, 2) or not np.isfinite(uvs).all():
+                raise ValueError(f"uvs must be finite and [{len(faces)}, 3, 2], got {uvs.shape}")
+            object.__setattr__(self, "uvs", uvs)
+        elif self.material is not None:
+            raise ValueError("a material needs uvs that say where it lies")
 
     @cached_property
     def face_normals(self) -> NDArray[np.float64]:
@@ -106,8 +144,11 @@ class Mesh:
     def transformed(self, matrix: NDArray[np.float64]) -> Mesh:
         """The mesh under a 4x4 transform (target from mesh); a mirroring one also turns the faces round."""
         matrix = np.asarray(matrix, dtype=np.float64)
-        faces = self.faces if np.linalg.det(matrix[:3, :3]) > 0 else self.faces[:, ::-1]
-        return replace(self, vertices=self.vertices @ matrix[:3, :3].T + matrix[:3, 3], faces=faces)
+        vertices = self.vertices @ matrix[:3, :3].T + matrix[:3, 3]
+        if np.linalg.det(matrix[:3, :3]) > 0:
+            return replace(self, vertices=vertices)
+        uvs = None if self.uvs is None else self.uvs[:, ::-1]
+        return replace(self, vertices=vertices, faces=self.faces[:, ::-1], uvs=uvs)
 
     def facts(self) -> MeshFacts:
         """Counts, closedness, manifoldness, area and volume."""
@@ -207,7 +248,8 @@ def select_faces(mesh: Mesh, keep: NDArray[np.bool_] | NDArray[np.integer]) -> M
     used[faces] = True
     renumbered = (np.cumsum(used) - 1).astype(np.int32)
     colors = None if mesh.colors is None else mesh.colors[used]
-    return Mesh(mesh.vertices[used], renumbered[faces], colors)
+    uvs = None if mesh.uvs is None else mesh.uvs[keep]
+    return Mesh(mesh.vertices[used], renumbered[faces], colors, uvs, mesh.material)
 
 
 def clean(mesh: Mesh, *, min_share: float = 0.0, min_faces: int = 1) -> Mesh:
@@ -234,7 +276,7 @@ def clean(mesh: Mesh, *, min_share: float = 0.0, min_faces: int = 1) -> Mesh:
 
 
 def decimate(mesh: Mesh, faces: int) -> Mesh:
-    """At most about `faces` triangles, by quadric edge collapses (fast-simplification); colours come along.
+    """At most about `faces` triangles, by quadric edge collapses (fast-simplification); colours come along, uvs do not.
 
     A mesh within the budget comes back as it is. The library stops a little above the budget where a further collapse
     would turn a face round. Raises ValueError for a budget below 4.

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("apps", "recon", "data", "scene")
 
 # Modules of plain state and errors: they know nothing but each other, so every layer may speak in their terms.
-VOCABULARY = ("scene.errors", "scene.cameras", "scene.files", "scene.sh", "scene.gaussians")
+VOCABULARY = ("scene.errors", "scene.cameras", "scene.files", "scene.sh", "scene.gaussians", "scene.untrusted")
 
 # The longest matching prefix of a module decides what it may import of ours.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "apps": ("apps", "recon", "data", "scene"),
     "recon": ("recon", "data", "scene"),
-    "data": ("data", "scene.cameras", "scene.errors", "scene.files"),
+    "data": ("data", "scene.cameras", "scene.errors", "scene.files", "scene.untrusted"),
     "scene": ("scene",),
     "scene.ops": ("scene.ops", *VOCABULARY),
     **dict.fromkeys(VOCABULARY, VOCABULARY),
@@ -40,6 +40,8 @@ HEAVY = {
     "gsplat",
     "gradio",
     "viser",
+    "xatlas",
+    "pxr",
 }
 
 

@@ -1,6 +1,6 @@
 """Binary glTF 2.0 (.glb): one coloured triangle mesh out, any triangles in.
 
-Units and axes are glTF's own here (+Y up, colours linear); `scene/formats.py` turns the scene to them.
+Units and axes are glTF's own here (+Y up, colours linear); `scene/formats` turns the scene to them.
 """
 
 from __future__ import annotations

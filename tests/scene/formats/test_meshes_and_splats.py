@@ -16,9 +16,10 @@ import torch
 import trimesh
 
 from scene.errors import InputError
-from scene.formats import load_mesh, load_splats, save_mesh, save_splats, splat_properties
+from scene.formats import load_mesh, load_splats, save_mesh, save_splats
+from scene.formats.glb import linear_to_srgb, srgb_to_linear
+from scene.formats.splat_ply import splat_properties
 from scene.gaussians import Gaussians
-from scene.gltf import linear_to_srgb, srgb_to_linear
 from scene.mesh import Mesh, select_faces
 
 

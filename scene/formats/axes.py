@@ -1,0 +1,25 @@
+"""From the scene's axes, whose up is +Z unless said otherwise, to those of formats that stand +Y up."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+UP = (0.0, 0.0, 1.0)
+
+
+def y_up_from_scene(up: tuple[float, float, float] = UP) -> NDArray[np.float64]:
+    """[4, 4] the rotation that takes the scene's up to +Y; for up = +Z it takes +Y to -Z and keeps +X.
+
+    Raises ValueError when `up` has no length.
+    """
+    y = np.asarray(up, dtype=np.float64)
+    if not np.isfinite(y).all() or np.linalg.norm(y) < 1e-12:
+        raise ValueError(f"up must be a direction, got {up}")
+    y = y / np.linalg.norm(y)
+    x = np.array([1.0, 0.0, 0.0]) if abs(y[0]) < 0.9 else np.array([0.0, 0.0, -1.0])
+    x = x - (x @ y) * y
+    x /= np.linalg.norm(x)
+    matrix = np.eye(4)
+    matrix[:3, :3] = [x, y, np.cross(x, y)]
+    return matrix
