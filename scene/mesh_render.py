@@ -154,7 +154,7 @@ def smooth_normals(mesh: Mesh, hits: Hits) -> NDArray[np.float64]:
 
 
 def sample_picture(picture: NDArray[Any], uvs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """[R, C] bilinear values of a picture [H, W, C] at uvs [R, 2]; v = 1 is the top edge, beyond the edges they stay."""
+    """[R, C] bilinear values of a picture [H, W, C] at uvs [R, 2]; v = 1 is the top edge; the edges go on outside."""
     height, width = picture.shape[:2]
     x = np.clip(uvs[:, 0] * width - 0.5, 0, width - 1)
     y = np.clip((1 - uvs[:, 1]) * height - 0.5, 0, height - 1)
