@@ -1,4 +1,4 @@
-"""From the scene's axes, whose up is +Z unless said otherwise, to those of formats that stand +Y up."""
+"""From the scene's axes, whose up is +Z unless said otherwise, to those of file formats."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 UP = (0.0, 0.0, 1.0)
+FILE_UP = {
+    **dict.fromkeys((".glb", ".gltf", ".spz", ".usdz", ".usd", ".usda", ".usdc", ".obj"), (0.0, 1.0, 0.0)),
+    **dict.fromkeys((".splat", ".sog"), (0.0, -1.0, 0.0)),
+}
+"""What is up in a file's own coordinates, by ending; formats not named here keep the axes of whoever wrote them.
+
+glTF, SPZ and USD fix it; OBJ does not, but every tool that opens one takes +Y for up; .splat and .sog are shown as
+COLMAP leaves scenes, with -Y up.
+"""
 
 
 def y_up_from_scene(up: tuple[float, float, float] = UP) -> NDArray[np.float64]:
