@@ -84,17 +84,19 @@ def fit_exposure(render: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return gain, mean_truth - gain * mean_render
 
 
-def cross_fitted(render: Tensor, truth: Tensor, cells: int = 8) -> Tensor:
+def cross_fitted(render: Tensor, truth: Tensor, cells: int = 8, mask: Tensor | None = None) -> Tensor:
     """`render` [H, W, 3] with the exposure of `truth`: black fields of a chessboard fitted on the white, and back.
 
-    cells: fields across and down.  No pixel takes part in the fit that it is judged by, yet both fits see all parts of
-    the picture. (NeRF in the Wild fits one half and judges the other: a tree in one half spoils the fit of both.)
+    cells: fields across and down.  mask: [H, W] bool, the pixels that are known; None is all.
+    No pixel takes part in the fit that it is judged by, yet both fits see all parts of the picture. (NeRF in the Wild
+    fits one half and judges the other: a tree in one half spoils the fit of both.)
     """
     height, width = render.shape[:2]
     rows, columns = torch.arange(height) * cells // height, torch.arange(width) * cells // width
     black = (rows[:, None] + columns) % 2 == 0
     fitted = render.clone()
-    for judged, used in ((black, ~black), (~black, black)):
+    known = torch.ones_like(black) if mask is None else mask
+    for judged, used in ((black, ~black & known), (~black, black & known)):
         if bool(used.any()):
             gain, offset = fit_exposure(render[used], truth[used])
             fitted[judged] = render[judged] * gain + offset
