@@ -3,6 +3,7 @@
 #   make install     make .venv and install into it
 #   make test        checks, then all tests
 #   make check       format, lint, types, layering
+#   make peers       independent readers of our file formats (npm), which tests compare with where they are
 #   make bench       speed, measured here
 #   make gpu-check   tests and speed on an NVIDIA GPU, where there is one
 # PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_FLAGS adds to `pip install`, such as
@@ -28,7 +29,7 @@ endif
 # torch's OpenMP threads must not spin against the kernels' own threads.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test check bench gpu-check clean
+.PHONY: install demo test check peers bench gpu-check clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -53,7 +54,17 @@ check: $(STAMP)
 	$(RUN) -m pyright
 	$(RUN) -m pytest tests/test_layering.py
 
-test: check
+# Without npm, or without its registry, the tests that compare with these packages skip and say so.
+PEERS := $(VENV)/peers/.installed
+$(PEERS): tests/peer_packages/package.json $(STAMP)
+	@mkdir -p $(@D) && cp $< $(@D)
+	@if ! command -v npm > /dev/null; then echo "No npm here: tests against other programs' readers will skip"; \
+	elif timeout 300 npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund > $(@D)/install.log 2>&1; then touch $@; \
+	else echo "npm could not install the peers ($(@D)/install.log): tests against them will skip"; fi
+
+peers: $(PEERS)
+
+test: check $(PEERS)
 	$(RUN) -m pytest
 
 bench: $(STAMP)
