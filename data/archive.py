@@ -5,26 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import lzma
 import shutil
 import stat
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 
-from data.files import PHOTO_SUFFIXES, VIDEO_SUFFIXES, inside, listing
+from data.files import PHOTO_SUFFIXES, VIDEO_SUFFIXES, listing
 from scene.errors import InputError, ResourceError
+from scene.untrusted import ARCHIVE_FAULTS, MAX_ENTRIES, PACKED_BY, inside, open_archive
 
-MAX_ENTRIES = 100_000
 MAX_BYTES = 64 * 2**30  # unpacked, in all
 MAX_RATIO = 100  # unpacked over packed, of one file; text reaches 20, photos 1.2
 _RATIO_APPLIES_FROM = 2**20  # bytes; a small file cannot do harm, and an empty picture packs very well
 _KEPT = PHOTO_SUFFIXES | VIDEO_SUFFIXES | {".json", ".txt", ".bin", ".npy", ".ply"}
 _CHUNK = 2**20
-# What zipfile and its decompressors raise on damaged archives, found by flipping bytes.
-_BAD_BYTES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError)
-_DAMAGED = (*_BAD_BYTES, NotImplementedError, RuntimeError, IndexError, ValueError, OverflowError)
 
 
 def unpack(archive: Path, workdir: Path) -> tuple[Path, list[str]]:
@@ -38,8 +32,8 @@ def unpack(archive: Path, workdir: Path) -> tuple[Path, list[str]]:
     folder = workdir / f"unpacked-{mark}"
     unfinished = workdir / f"unpacked-{mark}.part"
     try:
-        with zipfile.ZipFile(archive) as file:
-            entries, decisions = _checked(file, archive.name)
+        with open_archive(archive, MAX_ENTRIES) as file:
+            entries, decisions = _checked(file, archive)
             if not folder.is_dir():
                 workdir.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -50,20 +44,16 @@ def unpack(archive: Path, workdir: Path) -> tuple[Path, list[str]]:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
                 unfinished.rename(folder)
-    except _DAMAGED as error:
-        raise InputError(f"{archive.name} is not a usable .zip: {error}") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"the disk became full while {archive.name} was unpacked; make room") from error
-        raise InputError(f"{archive.name} cannot be unpacked: {error}") from error
+    except ARCHIVE_FAULTS as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(f"the disk became full while {archive} was unpacked; make room") from error
+        raise InputError(f"{archive} is not a usable .zip ({error}); pack it again") from error
     return _below_single_folders(folder), decisions
 
 
-def _checked(file: zipfile.ZipFile, name: str) -> tuple[list[zipfile.ZipInfo], list[str]]:
+def _checked(file: zipfile.ZipFile, archive: Path) -> tuple[list[zipfile.ZipInfo], list[str]]:
     """The entries worth unpacking. Declared sizes only; `_extract` counts what really comes."""
-    entries = file.infolist()
-    if len(entries) > MAX_ENTRIES:
-        raise InputError(f"{name} holds {len(entries)} files; at most {MAX_ENTRIES} are unpacked")
+    entries, name = file.infolist(), archive.name
     kept, refused = {}, []
     for entry in entries:
         suffix = Path(entry.filename).suffix.lower()  # an empty name and a folder have none
@@ -78,9 +68,13 @@ def _checked(file: zipfile.ZipFile, name: str) -> tuple[list[zipfile.ZipInfo], l
             refused.append(f"{entry.filename[:80]} is a link")
         elif entry.flag_bits & 1:
             refused.append(f"{entry.filename[:80]} is encrypted")
+        elif entry.compress_type not in PACKED_BY:
+            refused.append(f"{entry.filename[:80]} is packed by method {entry.compress_type}")
         else:
             kept.setdefault(entry.filename, entry)
     total = sum(entry.file_size for entry in kept.values())
+    if total > max(_RATIO_APPLIES_FROM, MAX_RATIO * archive.stat().st_size):  # entries that share their bytes
+        raise InputError(f"{name} is refused: it would grow more than {MAX_RATIO} times; pack the photos themselves")
     if total > MAX_BYTES:
         raise InputError(f"{name} would take {total} bytes unpacked; at most {MAX_BYTES >> 30} GiB are unpacked")
     if not kept:

@@ -6,7 +6,7 @@ Every count in a binary file is checked against the bytes that are left before a
 
 from __future__ import annotations
 
-import mmap
+import itertools
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.files import MAX_PHOTOS, inside, natural_key, photo_files, read_text
+from data.files import natural_key, photo_files
 from data.frames import PointCloud, Source, posed_frame
 from data.images import ImageFacts, inspect_image
 from data.lens import Lens
 from data.photos import MaskFinder, left_out, sorted_frames
 from scene.errors import InputError
+from scene.untrusted import MAX_PHOTOS, inside, map_bytes, real, text_lines
 
 # COLMAP's number -> name, parameters in all, whether fx and fy are one number, our model.
 _MODELS = {
@@ -40,7 +41,6 @@ _MODELS = {
     15: ("FISHEYE", 4, False, "fisheye"),
 }
 _MODEL_NUMBERS = {name: number for number, (name, *_) in _MODELS.items()}
-_MAX_MODEL_BYTES = 16 * 2**30
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,7 @@ class _Reader:
     """A binary file read in order; every read says what it was for when the file ends early."""
 
     def __init__(self, path: Path) -> None:
-        if path.stat().st_size > _MAX_MODEL_BYTES:
-            raise InputError(f"{path.name} is larger than {_MAX_MODEL_BYTES >> 30} GiB")
-        with path.open("rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        self._data = map_bytes(path)
         self._name = path.name
         self.at = 0
 
@@ -254,8 +251,8 @@ def _images_bin(path: Path) -> Iterator[ColmapImage]:
 
 
 def _images_txt(path: Path) -> Iterator[ColmapImage]:
-    lines = [line for line in read_text(path).splitlines() if not line.startswith("#")]
-    for line in lines[::2]:  # every other line lists keypoints and may be empty
+    lines = (line for line in text_lines(path) if not line.startswith("#"))
+    for line in itertools.islice(lines, 0, None, 2):  # every other line lists keypoints and may be empty
         words = line.split(maxsplit=9)
         if not words:
             continue
@@ -348,7 +345,7 @@ def _cloud(xyz: np.ndarray, rgb: np.ndarray, errors: np.ndarray, tracks: np.ndar
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    for line in read_text(path).splitlines():
+    for line in text_lines(path):
         words = line.split()
         if words and not words[0].startswith("#"):
             yield words
@@ -363,8 +360,8 @@ def _find_photos(folder: Path, model_folder: Path, wanted: list[str]) -> tuple[P
     for project in reversed(projects):
         numbered = sorted(project.glob("images_*"), key=lambda path: natural_key(path.name))
         places = [project / "images", project / "input", project / "dense" / "images", *numbered, *places]
-    around = projects[-1].resolve()
-    places = [place for place in dict.fromkeys(places) if place.is_dir() and place.resolve().is_relative_to(around)]
+    around = real(projects[-1])
+    places = [place for place in dict.fromkeys(places) if place.is_dir() and real(place).is_relative_to(around)]
     found = [(place, {name: name for name in wanted if _is_photo(place, name)}) for place in places]
     if found and (best := max(found, key=lambda item: len(item[1])))[1]:
         return *best, []

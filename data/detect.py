@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from data.archive import unpack
 from data.colmap import find_colmap, read_colmap, read_model
-from data.files import PHOTO_SUFFIXES, VIDEO_SUFFIXES, read_json
+from data.files import PHOTO_SUFFIXES, VIDEO_SUFFIXES, photo_files
 from data.frames import Source
 from data.kitti import find_kitti, read_kitti
 from data.llff import read_llff
@@ -18,6 +19,7 @@ from data.photos import read_photos
 from data.transforms import find_transforms, read_transforms
 from data.video import read_video
 from scene.errors import InputError
+from scene.untrusted import load_json
 
 _EXPECTED = (
     "a folder of photos, a video, a .zip of either, a COLMAP model, a transforms.json, an LLFF, Middlebury or KITTI "
@@ -30,10 +32,13 @@ def read_source(path: Path, workdir: Path | None, chain: int = 0) -> Source:
     """The frames of `path`, whatever it is. Raises InputError when it is nothing known or holds nothing usable."""
     if chain > _MAX_CHAIN:
         raise InputError(f"{path} names runs that name each other; name the photos themselves")
-    if not path.exists():
-        raise InputError(f"{path} does not exist; expected {_EXPECTED}")
     try:
-        return _read_file(path, workdir, chain) if path.is_file() else _read_folder(path, workdir, chain)
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise InputError(f"{path} is neither a file nor a folder but a pipe or a device; expected {_EXPECTED}")
+        return _read_file(path, workdir, chain) if stat.S_ISREG(kind) else _read_folder(path, workdir, chain)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; expected {_EXPECTED}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -56,7 +61,8 @@ def _read_file(path: Path, workdir: Path | None, chain: int) -> Source:
 
 
 def _read_folder(folder: Path, workdir: Path | None, chain: int) -> Source:
-    if (folder / "config.json").is_file() and "method" in (config := read_json(folder / "config.json")):
+    config = load_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    if isinstance(config, dict) and "method" in config:
         return _read_run(folder, config.get("source"), workdir, chain)
     if files := find_transforms(folder):
         return read_transforms(files)
@@ -72,7 +78,7 @@ def _read_folder(folder: Path, workdir: Path | None, chain: int) -> Source:
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     if not any(entry.suffix.lower() in PHOTO_SUFFIXES for entry in entries):
         films = [entry for entry in entries if entry.suffix.lower() in (*VIDEO_SUFFIXES, ".zip") and entry.is_file()]
-        folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+        folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink() and photo_files(entry)]
         if len(films) == 1 and not folders:
             return read_source(films[0], workdir, chain + 1)
     return read_photos(folder)

@@ -1,14 +1,14 @@
-"""Safe reading of files that others wrote: paths that stay inside, JSON and text of bounded size."""
+"""Names and small texts of a source: which files are photos, in which order, and tables of numbers."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scene.errors import InputError
+from scene.untrusted import MAX_PHOTOS, load_json, real, text_lines
 
 _PLAIN = (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm", ".pnm")
 PHOTO_SUFFIXES = frozenset((*_PLAIN, ".heic", ".heif", ".hif", ".avif"))
@@ -17,58 +17,25 @@ VIDEO_SUFFIXES = frozenset(
     [".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".insv"]
 )
 
-MAX_JSON_BYTES = 256 * 2**20
-MAX_TEXT_BYTES = 2**30
-MAX_PHOTOS = 100_000  # in one source
+MAX_TABLE_BYTES = 64 << 20
+RUN_MARKS = ("config.json", "events.jsonl")  # what every run folder holds
 
 
-def inside(root: Path, name: str) -> Path:
-    """The file that `name` (with / or \\ between folders) means below `root`; it need not exist.
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of cameras, no key twice; NaN in it costs the one frame that holds it.
 
-    Raises InputError when the name is absolute, climbs with `..`, or leads out of `root` through a link.
+    Raises InputError naming the file and the reason.
     """
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
-    if not parts or name[0] in "/\\" or re.match(r"[A-Za-z]:", name) or ".." in parts or "\0" in name:
-        raise InputError(
-            f"the path {name[:200]!r} leads out of its source folder; expected a relative path without '..'"
-        )
-    path = root.joinpath(*parts)
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"the path {name[:200]!r} leads out of its source folder through a link")
-    return path
-
-
-def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """The text of a file no larger than `max_bytes`.  Raises InputError naming the file and the reason."""
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise InputError(f"{path.name} has {size} bytes; at most {max_bytes} are read from such a file")
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name} should be UTF-8 text, but is not: {error.reason}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, sizes and depth bounded.  Raises InputError naming the file and the reason."""
-    text = read_text(path, MAX_JSON_BYTES)
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise InputError(f"{path.name} nests too deeply to be a camera file") from error
-    except ValueError as error:
-        raise InputError(f"{path.name} is not valid JSON: {error}") from error
+    value = load_json(path, unique=True)
     if not isinstance(value, dict):
-        raise InputError(f"{path.name} should hold a JSON object, got a {type(value).__name__}")
+        raise InputError(f"{path} should hold a JSON object, got a {type(value).__name__}")
     return value
 
 
 def read_numbers(path: Path, row: int | None = None) -> list[list[float]]:
     """Rows of numbers in a text file; every row has `row` numbers when that is given."""
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(text_lines(path, MAX_TABLE_BYTES), start=1):
         try:
             values = [float(word) for word in line.split()]
         except ValueError as error:
@@ -89,10 +56,10 @@ def natural_key(name: str) -> tuple[Any, ...]:
 def photo_files(folder: Path, *, skip: Iterable[str] = ()) -> list[str]:
     """Names (relative, with /) of the photos in a folder and below, in natural order.
 
-    Hidden folders, those named in `skip`, and links that leave the folder are left out.
+    Hidden folders, run folders, those named in `skip`, and links that leave the folder are left out.
     """
     skipped = {name.lower() for name in skip}
-    root = folder.resolve()
+    root = real(folder)
     names: list[str] = []
     waiting = [folder]
     while waiting:
@@ -101,13 +68,18 @@ def photo_files(folder: Path, *, skip: Iterable[str] = ()) -> list[str]:
                 continue
             if entry.is_dir():
                 # A linked folder could lead outside, or back up into an endless walk.
-                if entry.name.lower() not in skipped and not entry.is_symlink():
+                if entry.name.lower() not in skipped and not entry.is_symlink() and not _is_run(entry):
                     waiting.append(entry)
-            elif entry.suffix.lower() in PHOTO_SUFFIXES and entry.resolve().is_relative_to(root):
+            elif entry.suffix.lower() in PHOTO_SUFFIXES and real(entry).is_relative_to(root):
                 names.append(entry.relative_to(folder).as_posix())
                 if len(names) > MAX_PHOTOS:
                     raise InputError(f"{folder} holds more than {MAX_PHOTOS} photos; name a smaller folder")
     return sorted(names, key=natural_key)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run: one made inside its own photos must not become more photos on the next start."""
+    return all((folder / name).is_file() for name in RUN_MARKS)
 
 
 def listing(names: Sequence[str], limit: int = 5) -> str:

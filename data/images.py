@@ -7,29 +7,23 @@ is transparent does not bleed into what is not.
 from __future__ import annotations
 
 import math
-import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data.exif import Exif, read_exif
 from scene.errors import InputError
+from scene.untrusted import MAX_PIXELS, MAX_SIDE, open_picture, open_regular, size_of
 
 Pixels = NDArray[np.uint8]
 
-MAX_PIXELS = 170_000_000  # per picture; below the size at which Pillow itself refuses
-MAX_SIDE = 32_000  # px; cv2.remap counts in 16 bits
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "HEIF", "AVIF")  # what a file holds decides, not its suffix
-_DECODE_FAULTS = (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, TypeError, MemoryError)
-
-# The cap above is checked by hand before anything is decoded; Pillow's earlier warning would only confuse.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged EXIF, which is not needed
 
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,16 +81,13 @@ def decode_image(
     """
     if isinstance(path, MemoryPicture):
         return path.rgb, path.alpha
-    try:
-        with _open(path) as image:
-            if at_least is not None and image.format in ("JPEG", "MPO"):
-                _draft(image, *(reversed(at_least) if orientation >= 5 else at_least))
-            picture = _eight_bits(image)
-            if orientation in _TURN:
-                picture = picture.transpose(_TURN[orientation])
-            pixels = np.asarray(picture)
-    except _DECODE_FAULTS as error:
-        raise InputError(f"{path.name} cannot be decoded: {error}") from error
+    with _open(path) as image:
+        if at_least is not None and image.format in ("JPEG", "MPO"):
+            _draft(image, *(reversed(at_least) if orientation >= 5 else at_least))
+        picture = _eight_bits(image)
+        if orientation in _TURN:
+            picture = picture.transpose(_TURN[orientation])
+        pixels = np.asarray(picture)
     if pixels.shape[-1] == 4:
         return np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
     return pixels, None
@@ -148,29 +139,15 @@ def straight(rgba: NDArray[np.float32]) -> tuple[Pixels, Pixels]:
     )
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path, formats=_readable_formats(_is_heif(path)))
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path.name} is not a picture of a known format, or is damaged") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path.name} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller") from error
-    except _DECODE_FAULTS as error:
-        raise InputError(f"{path.name} cannot be opened: {error}") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        image.close()
-        raise InputError(
-            f"{path.name} is {width} x {height}; pictures of at most {MAX_PIXELS // 10**6} million pixels and "
-            f"{MAX_SIDE} px a side are read; make it smaller"
-        )
-    return image
-
-
-def _is_heif(path: Path) -> bool:
-    """By content: phones hand out HEIC files named .jpg."""
-    with path.open("rb") as file:
-        return file.read(12)[4:8] == b"ftyp"
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """A photo whose header was read; Pillow gets an open file and never a name."""
+    with open_regular(path) as file:
+        heif = file.read(12)[4:8] == b"ftyp"  # by content: phones hand out HEIC files named .jpg
+        file.seek(0)
+        formats = _readable_formats(heif)
+        with open_picture(file, path, formats=formats, most_pixels=MAX_PIXELS, most_side=MAX_SIDE) as image:
+            yield image
 
 
 @lru_cache(maxsize=2)
@@ -212,8 +189,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I"):  # one channel of 16 bits (some decoders give 32)
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # rounded
     if image.mode == "F":
         raise InputError("floating-point pictures are not photos; save it as 8 or 16 bits")
     alpha = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
@@ -229,6 +206,6 @@ def _looks_cut_off(path: Path) -> bool:
     mark = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}.get(suffix)
     if mark is None:
         return False
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
+    with open_regular(path) as file:
+        file.seek(max(0, size_of(file) - 65536))
         return mark not in file.read()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import natural_key, photo_files, read_numbers, read_text
+from data.files import MAX_TABLE_BYTES, natural_key, photo_files, read_numbers
 from data.frames import Source, posed_frame, rigid
 from data.images import inspect_image
 from data.lens import Lens
 from data.photos import left_out, sorted_frames
 from scene.errors import InputError
+from scene.untrusted import text_lines
 
 # Folder of frames -> line of calib.txt that belongs to it.
 _CAMERAS = {
@@ -78,7 +79,7 @@ def read_kitti(folder: Path) -> Source:
 def read_calibration(path: Path) -> list[np.ndarray]:
     """Projections [3, 4] in order, from lines of 12 numbers with or without a name ('P0:') before them."""
     projections = []
-    for line in read_text(path).splitlines():
+    for line in text_lines(path, MAX_TABLE_BYTES):
         words = line.split()
         if words and re.fullmatch(r"[A-Za-z_]+\d*:", words[0]):
             if not re.fullmatch(r"P\d:", words[0]):

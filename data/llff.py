@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from data.colmap import fit_lens, read_lenses, read_points
-from data.files import natural_key, photo_files
+from data.files import MAX_TABLE_BYTES, natural_key, photo_files
 from data.frames import Source, posed_frame, rigid
 from data.images import inspect_image
 from data.lens import Lens
 from data.photos import MaskFinder, left_out, sorted_frames
 from scene.errors import InputError
+from scene.untrusted import read_npy
 
 
 def read_llff(folder: Path) -> Source:
@@ -55,14 +56,11 @@ def read_llff(folder: Path) -> Source:
 
 def read_poses_bounds(path: Path) -> np.ndarray:
     """[N, 17] float64. Raises InputError when the file is damaged, too short for its header, or holds objects."""
-    try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a lying header allocates nothing
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, TypeError) as error:
-        raise InputError(f"{path.name} should be an array of N x 17 numbers, but cannot be read: {error}") from error
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind != "f":
-        shape = getattr(table, "shape", None)
-        raise InputError(f"{path.name} should be an array of N x 17 numbers, got shape {shape}")
-    return np.array(table, dtype=np.float64)
+    table = read_npy(path, MAX_TABLE_BYTES)
+    if table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind != "f":
+        raise InputError(f"{path} should be an array of N x 17 numbers, got {table.dtype} of shape {table.shape}")
+    with np.errstate(over="ignore"):
+        return table.astype(np.float64)
 
 
 def parse_row(row: np.ndarray, name: str) -> tuple[np.ndarray, Lens]:

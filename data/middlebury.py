@@ -5,16 +5,18 @@ Its calibration counts pixels from the centre of the first one; half a pixel is 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 
-from data.files import MAX_PHOTOS, inside, read_text
+from data.files import MAX_TABLE_BYTES
 from data.frames import Frame, Source, posed_frame, rigid
 from data.images import inspect_image
 from data.lens import Lens
 from data.photos import MaskFinder, left_out, sorted_frames
 from scene.errors import InputError
+from scene.untrusted import MAX_PHOTOS, inside, text_lines
 
 _HALF_PIXEL = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
 
@@ -27,11 +29,12 @@ def find_middlebury(folder: Path) -> Path | None:
 def read_middlebury(par_file: Path) -> Source:
     """The capture of a Middlebury folder. Raises InputError when no line is usable."""
     folder = par_file.parent
-    lines = read_text(par_file).splitlines()
     masks = MaskFinder(folder)
     frames: dict[str, Frame] = {}
     bad = []
-    for line in lines[1:]:  # the first line is the number of the others
+    for line in itertools.islice(
+        text_lines(par_file, MAX_TABLE_BYTES), 1, None
+    ):  # the first line is the number of the others
         words = line.split()
         if not words:
             continue

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.files import PHOTO_SUFFIXES, RAW_SUFFIXES, inside, listing, natural_key, photo_files
+from data.files import PHOTO_SUFFIXES, RAW_SUFFIXES, listing, natural_key, photo_files
 from data.frames import Frame, Source
 from data.images import inspect_image
 from scene.errors import InputError
+from scene.untrusted import inside
 
 _COMPANION = re.compile(r"[._-](depth|disparity|normals?|mask)\.[a-z]+$", re.IGNORECASE)  # of a photo of that name
 _NOT_PHOTOS = ("masks", "mask", "depth", "depths", "normals", "renders", "thumbnails")

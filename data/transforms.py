@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from data.colmap import read_points
-from data.files import MAX_PHOTOS, PHOTO_SUFFIXES, inside, read_json
+from data.files import PHOTO_SUFFIXES, read_object
 from data.frames import GL_FROM_CV, Frame, PointCloud, Source, posed_frame, rigid
 from data.images import ImageFacts, inspect_image
 from data.lens import Lens
 from data.photos import MaskFinder, left_out, sorted_frames
 from data.ply import read_point_ply
 from scene.errors import InputError
+from scene.untrusted import MAX_PHOTOS, inside
 
 SPLITS = ("train", "val", "test")
 _FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "EQUIDISTANT")
@@ -46,7 +47,7 @@ def read_transforms(files: Sequence[Path]) -> Source:
     Raises InputError when no frame is usable; single bad frames are left out and named in the decisions.
     """
     folder = files[0].parent
-    contents = {file.stem.removeprefix("transforms_"): read_json(file) for file in files}
+    contents = {file.stem.removeprefix("transforms_"): read_object(file) for file in files}
     split = _chosen_splits(contents)
     frames: dict[str, Frame] = {}
     test: set[str] = set()

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from data.files import read_json
 from data.frames import Frame, Source
-from data.images import MAX_PIXELS, MAX_SIDE
 from scene.errors import InputError
+from scene.untrusted import MAX_PIXELS, MAX_SIDE, load_json, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def read_video(path: Path, workdir: Path, target: int = TARGET_FRAMES) -> Source
         unfinished = index.with_suffix(".part")
         unfinished.write_text(json.dumps({"scanned": len(glances), "frames": written}), encoding="utf-8")
         unfinished.replace(index)
-    listed = read_json(index)
+    listed = load_json(index)
     frames = tuple(
         Frame(
             name=entry["name"],
@@ -160,7 +159,8 @@ def _frames(path: Path) -> Iterator[tuple[int, Any, int]]:
     import av.error
 
     try:
-        with av.open(str(path), mode="r", options={"protocol_whitelist": "file"}) as container:
+        # An opened file and no protocol: FFmpeg would wait on a pipe, and follow a playlist to files and the network.
+        with open_regular(path) as file, av.open(file, mode="r", options={"protocol_whitelist": "none"}) as container:
             if not container.streams.video:
                 raise InputError(f"{path.name} has no video stream; expected a film of the scene")
             stream = container.streams.video[0]
@@ -168,6 +168,7 @@ def _frames(path: Path) -> Iterator[tuple[int, Any, int]]:
             if size[0] * size[1] > MAX_PIXELS // 4 or max(size) > MAX_SIDE:
                 raise InputError(f"{path.name} is {size[0]} x {size[1]}; make it smaller")
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS // 4)}  # also of frames larger than announced
             count = 0
             try:
                 for frame in container.decode(stream):

@@ -8,26 +8,60 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import mmap
 import os
 import re
 import stat
 import struct
+import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from scene.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
 MAX_FILE_BYTES = 4 << 30  # of a mesh or splat file
-MAX_JSON_BYTES = 64 << 20
+MAX_MODEL_BYTES = 16 << 30  # of one COLMAP file; keypoints make them large
+MAX_JSON_BYTES = 64 << 20  # 80,000 frames of a transforms.json
+MAX_JSON_VALUES = 5_000_000  # an empty list takes 3 bytes of text and 64 of memory
+MAX_TEXT_BYTES = 1 << 30
+MAX_LINE_BYTES = 64 << 20  # the keypoints of one picture in a COLMAP text model
 MAX_SPLATS = 1 << 26
+MAX_PHOTOS = 100_000  # in one source
+
+MAX_PIXELS = 170_000_000  # of a photo; below the size at which Pillow itself refuses
+MAX_SIDE = 32_000  # px of a photo; cv2.remap counts in 16 bits
 MAX_TEXTURE_PIXELS = 1 << 26  # 8192 x 8192; 256 MiB of RGBA
+FREE_PIXELS = 1 << 24  # decoded whatever the file's size: 13 bytes a pixel at the worst, 208 MiB
+PIXELS_PER_BYTE = 512  # at most: a JPEG spends a bit or more on each block of 8 x 8; photos spend 100 times that
+MAX_DEFLATE_RATIO = 1032  # what deflate can do at best: 258 bytes from 2 bits
 PICTURES = ("PNG", "JPEG", "WEBP")
+
+MAX_ENTRIES = 100_000  # of an archive
+MAX_ENTRY_RECORD = 46 + 3 * 512  # bytes of its directory for one entry, with room for long names
+PACKED_BY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA asks for up to 4 GiB before it begins
+
+# Sizes are checked here before anything is decoded; Pillow's earlier warning would only confuse, and so would its
+# remarks on damaged metadata. Once for all: a filter set for a while is no use among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_PICTURE_FAULTS = (
+    *(OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, TypeError, KeyError, MemoryError),
+    *(AttributeError, ZeroDivisionError, NotImplementedError, RuntimeError, struct.error, zlib.error),
+)  # what Pillow's parsers and codecs raise on damaged files, found by fuzzing
+ARCHIVE_FAULTS = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError, IndexError),
+    *(ValueError, OverflowError, OSError),
+)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -46,28 +80,148 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
+def size_of(file: BinaryIO) -> int:
+    """Bytes of an opened regular file, whatever was read of it."""
+    return os.fstat(file.fileno()).st_size
+
+
+def check_size(file: BinaryIO, most: int, path: Path) -> int:
+    """Bytes of an opened regular file. Raises InputError when they are more than `most`."""
+    size = size_of(file)
+    if size > most:
+        raise InputError(f"{path} has {size:,} bytes; at most {most:,} are read from such a file")
+    return size
+
+
 def read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
     """All bytes of a regular file of at most `most` bytes. Raises InputError otherwise."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise InputError(f"{path} has {size:,} bytes; at most {most:,} are read from such a file")
+        check_size(file, most, path)
         return file.read(most)
 
 
-def parse_json(text: bytes, name: str) -> Any:
-    """The value of a JSON text of at most MAX_JSON_BYTES. Raises InputError naming `name`."""
-    if len(text) > MAX_JSON_BYTES:
-        raise InputError(f"{name} has more than {MAX_JSON_BYTES >> 20} MiB of JSON")
+def map_bytes(path: Path, most: int = MAX_MODEL_BYTES) -> mmap.mmap | bytes:
+    """The bytes of a regular file without reading it into memory. Raises InputError as `read_bytes` does."""
+    with open_regular(path) as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if check_size(file, most, path) else b""
+
+
+def read_array(file: BinaryIO, dtype: np.dtype, count: int, name: object) -> NDArray:
+    """The next `count` records of an opened regular file, writable.
+
+    Raises InputError, before memory is taken, when the file has fewer left.
+    """
+    import numpy as np
+
+    left = size_of(file) - file.tell()
+    if count < 0 or count * dtype.itemsize > left:
+        raise InputError(f"{name} is cut short: {count:,} records of {dtype.itemsize} bytes announced, {left:,} left")
+    return np.fromfile(file, dtype=dtype, count=count)
+
+
+def read_npy(path: Path, most: int = MAX_FILE_BYTES) -> NDArray:
+    """The array of numbers in a .npy file. Raises InputError for objects (pickles) and for a shape the file lacks."""
+    import numpy as np
+
+    with open_regular(path) as file:
+        check_size(file, most, path)
+        try:
+            version = np.lib.format.read_magic(file)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, by_columns, dtype = header(file)
+        except (
+            ValueError,
+            KeyError,
+            SyntaxError,
+            EOFError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+        ) as error:
+            raise InputError(f"{path} is not an .npy file that can be read ({error}); save it again") from error
+        count = math.prod(shape)
+        if dtype.kind not in "biuf" or dtype.itemsize == 0 or min(shape, default=0) < 0:
+            raise InputError(f"{path} should hold plain numbers, got {dtype!s:.80}")
+        flat = read_array(file, dtype, count, path)
+        return flat.reshape(shape, order="F" if by_columns else "C")
+
+
+def read_text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
+    """The text of a UTF-8 file of at most `most` bytes. Raises InputError naming the file and the reason."""
+    return decode_text(read_bytes(path, most), path)
+
+
+def decode_text(data: bytes, name: object) -> str:
+    """UTF-8 text, a byte order mark left out. Raises InputError naming `name`."""
     try:
-        return json.loads(text)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} should be UTF-8 text, but is not: {error.reason}; save it as UTF-8") from error
+
+
+def read_lines(path: Path, most: int = MAX_TEXT_BYTES, most_line: int = MAX_LINE_BYTES) -> Iterator[bytes]:
+    """The lines of a text file one by one, without their ends.
+
+    Raises InputError when the file is larger than `most` bytes or a line longer than `most_line`.
+    """
+    with open_regular(path) as file:
+        check_size(file, most, path)
+        number = 0
+        while line := file.readline(most_line + 1):
+            number += 1
+            if len(line) > most_line:
+                raise InputError(f"{path}, line {number} does not end within {most_line >> 20} MiB; is it a text file?")
+            yield line.rstrip(b"\r\n")
+
+
+def text_lines(path: Path, most: int = MAX_TEXT_BYTES) -> Iterator[str]:
+    """As `read_lines`, decoded from UTF-8."""
+    for line in read_lines(path, most):
+        yield decode_text(line, path)
+
+
+def parse_json(text: bytes | str, name: object, *, finite: bool = False, unique: bool = False) -> Any:
+    """The value of a JSON text of at most MAX_JSON_BYTES and MAX_JSON_VALUES.
+
+    finite: NaN and Infinity, which Python takes for numbers though JSON has none, are refused.  unique: so are objects
+    that name a key twice, of which readers would take one or the other.  Raises InputError naming `name`.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise InputError(f"{name} has more than {MAX_JSON_BYTES >> 20} MiB of JSON, more than such a file ever has")
+    marks: tuple[Any, ...] = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
+    if sum(text.count(mark) for mark in marks) > MAX_JSON_VALUES:
+        raise InputError(f"{name} has more than {MAX_JSON_VALUES:,} values, more than such a file ever has")
+
+    def refuse_constant(word: str) -> NoReturn:
+        raise ValueError(f"it holds {word}, which is no JSON number")
+
+    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [key for key, _ in pairs]
+            twin = next(key for key in found if names.count(key) > 1)
+            raise ValueError(f"the key {twin[:80]!r} stands twice in one object")
+        return found
+
+    try:
+        return json.loads(
+            text,
+            parse_constant=refuse_constant if finite else None,
+            object_pairs_hook=without_twins if unique else None,
+        )
     except RecursionError as error:
-        raise InputError(f"{name} nests too deeply") from error
+        raise InputError(f"{name} nests too deeply; expected a few levels") from error
     except ValueError as error:
         raise InputError(f"{name} is not valid JSON: {error}") from error
 
 
-def inflate(data: bytes, most: int, name: str, *, wbits: int = 31) -> bytes:
+def load_json(path: Path, *, finite: bool = False, unique: bool = False) -> Any:
+    """The value of a JSON file, as `parse_json`."""
+    return parse_json(read_bytes(path, MAX_JSON_BYTES), path, finite=finite, unique=unique)
+
+
+def inflate(data: bytes, most: int, name: object, *, wbits: int = 31) -> bytes:
     """Unpacked deflate data of at most `most` bytes; wbits: zlib's, 31 is gzip.
 
     Raises InputError when more comes out or the data are damaged.
@@ -84,18 +238,111 @@ def inflate(data: bytes, most: int, name: str, *, wbits: int = 31) -> bytes:
     return out
 
 
-def read_entry(archive: zipfile.ZipFile, entry: str, most: int, name: str) -> bytes:
+@contextmanager
+def open_archive(path: Path, most_entries: int = MAX_ENTRIES) -> Iterator[zipfile.ZipFile]:
+    """A .zip opened for reading; its directory is bounded before Python makes an object for each of its entries.
+
+    Raises InputError when it is no archive, is damaged, or lists more than `most_entries`. What the block raises on
+    reading from it stays as it is.
+    """
+    with open_regular(path) as file:
+        directory = _directory_bytes(file)
+        if directory > most_entries * MAX_ENTRY_RECORD:
+            raise InputError(f"{path} lists more than {most_entries:,} files; at most that many are unpacked")
+        try:
+            archive = zipfile.ZipFile(file)
+        except (*ARCHIVE_FAULTS, MemoryError) as error:
+            raise InputError(f"{path} is not a usable .zip ({error}); pack it again") from error
+        with archive:
+            if len(archive.filelist) > most_entries:
+                raise InputError(
+                    f"{path} holds {len(archive.filelist)} files; at most {most_entries} are unpacked from one archive"
+                )
+            yield archive
+
+
+def _directory_bytes(file: BinaryIO) -> int:
+    """The size of a .zip's directory as its end record states it, at most that of the file; 0 when there is none."""
+    size = size_of(file)
+    file.seek(max(0, size - (1 << 16) - 98))  # a comment of 64 kB, the end record, the 64-bit one and its locator
+    tail = file.read()
+    file.seek(0)
+    stated = 0
+    for mark, layout in ((b"PK\x05\x06", "<8x4xI"), (b"PK\x06\x06", "<36x4xQ")):
+        for found in re.finditer(re.escape(mark), tail):
+            if found.start() + struct.calcsize(layout) + 4 <= len(tail):
+                stated = max(stated, min(size, struct.unpack_from(layout, tail, found.start())[0]))
+    return stated
+
+
+def read_entry(archive: zipfile.ZipFile, entry: str, most: int, name: object) -> bytes:
     """One file of a .zip, at most `most` bytes of it, whatever its header announces. Raises InputError for worse."""
     try:
+        packing = archive.getinfo(entry).compress_type
+        if packing not in PACKED_BY:
+            raise InputError(f"{name}: {entry!r} is packed by method {packing}; pack it again with deflate")
         with archive.open(entry) as file:
             data = file.read(most + 1)
     except KeyError as error:
         raise InputError(f"{name} lacks {entry!r}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error) as error:
+    except ARCHIVE_FAULTS as error:
         raise InputError(f"{name} is damaged: {entry!r} cannot be unpacked ({error})") from error
     if len(data) > most:
         raise InputError(f"{name}: {entry!r} has more than {most:,} bytes")
     return data
+
+
+@contextmanager
+def open_picture(
+    file: BinaryIO,
+    name: object,
+    *,
+    formats: Sequence[str] = PICTURES,
+    most_pixels: int = MAX_TEXTURE_PIXELS,
+    most_side: int = 1 << 16,
+) -> Iterator[Image.Image]:
+    """An encoded picture whose header was read and found plausible; decoding it in the block is bounded.
+
+    file: an opened regular file or bytes in a BytesIO.  Raises InputError when it is of another format, too large, too
+    large for the bytes that are there, or damaged, also for what Pillow raises in the block.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file, formats=tuple(formats)) as image:
+            _check_picture(image, file, name, most_pixels, most_side)
+            yield image
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is not a picture of a known format, or is damaged; export it again") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has more than {most_pixels / 1e6:.0f} million pixels; make it smaller") from error
+    except _PICTURE_FAULTS as error:
+        raise InputError(f"{name} is cut off or damaged and cannot be decoded ({error}); copy it again") from error
+
+
+def _check_picture(image: Image.Image, file: BinaryIO, name: object, most_pixels: int, most_side: int) -> None:
+    width, height = image.size
+    pixels = width * height
+    if pixels > most_pixels or max(width, height) > most_side:
+        raise InputError(
+            f"{name} is {width} x {height}; pictures of at most {most_pixels / 1e6:.0f} million pixels and "
+            f"{most_side} px a side are read; make it smaller"
+        )
+    size = file.seek(0, os.SEEK_END)
+    if pixels > max(FREE_PIXELS, most_of_bytes(image.format or "", image.mode, size)):
+        raise InputError(
+            f"{name} claims {width} x {height}, which its {size:,} bytes cannot hold; it is cut off or a trap"
+        )
+
+
+def most_of_bytes(kind: str, mode: str, size: int) -> int:
+    """Pixels that a picture file of `size` bytes can hold at best, by Pillow's names of its format and mode."""
+    raw = {"1": 1, "L": 8, "P": 8, "LA": 16, "RGB": 24, "RGBA": 32, "I": 16, "I;16": 16}.get(mode, 8)
+    if kind in ("BMP", "PPM"):
+        return 8 * size * (64 if kind == "BMP" else 1)  # run lengths in some BMP files
+    if kind == "PNG":
+        return min(8 * MAX_DEFLATE_RATIO * size // raw, 2 * MAX_DEFLATE_RATIO * size)
+    return PIXELS_PER_BYTE * size
 
 
 def decode_picture(
@@ -105,20 +352,18 @@ def decode_picture(
 
     Raises InputError when it is of another format, too large, or damaged.
     """
-    from PIL import Image
+    import numpy as np
 
-    try:
-        with Image.open(io.BytesIO(data), formats=tuple(formats)) as image:
-            if image.width * image.height > most_pixels:
-                raise InputError(f"{name} is {image.width} x {image.height}; at most {most_pixels:,} pixels are read")
-            if image.mode not in ("L", "RGB", "RGBA"):
-                image = image.convert("RGBA" if "A" in image.mode or "transparency" in image.info else "RGB")
-            pixels = np.array(image)
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, TypeError, MemoryError) as error:
-        raise InputError(f"{name} is not a picture that can be read ({error})") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large a picture ({error})") from error
+    with open_picture(io.BytesIO(data), name, formats=formats, most_pixels=most_pixels) as image:
+        if image.mode not in ("L", "RGB", "RGBA"):
+            image = image.convert("RGBA" if "A" in image.mode or "transparency" in image.info else "RGB")
+        pixels = np.array(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def real(path: Path) -> Path:
+    """Where a path leads through all links; a link to itself leads nowhere, without an error."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for such a link
 
 
 def inside(root: Path, name: str) -> Path:
@@ -132,6 +377,6 @@ def inside(root: Path, name: str) -> Path:
             f"the path {name[:200]!r} leads out of its source folder; expected a relative path without '..'"
         )
     path = root.joinpath(*parts)
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not real(path).is_relative_to(real(root)):
         raise InputError(f"the path {name[:200]!r} leads out of its source folder through a link")
     return path

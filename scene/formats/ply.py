@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scene.errors import InputError
 from scene.files import replacing, write_errors
+from scene.untrusted import MAX_FILE_BYTES, check_size, open_regular, read_array
 
 MAX_HEADER_BYTES = 1 << 16  # a splat header has about 1.5 kB
 MAX_PROPERTIES = 1024
@@ -86,8 +87,8 @@ def read_ply(path: Path, wanted: tuple[str, ...]) -> dict[str, Table]:
     announces more than the file holds.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = check_size(file, MAX_FILE_BYTES, path)
             order, elements = _read_header(file, path)
             rest = size - file.tell()
             announced = sum(e.rows * e.least_bytes(order) for e in elements)
@@ -173,9 +174,7 @@ def _read_body(
 
 def _binary_rows(file: BinaryIO, element: Element, order: str) -> Table:
     dtype = element.dtype(order)
-    records: NDArray = np.fromfile(file, dtype=dtype, count=element.rows)
-    if len(records) != element.rows:
-        raise ValueError("cut short")
+    records = read_array(file, dtype, element.rows, f"its element `{element.name}`")
     return Table(element.rows, {p.name: records[p.name] for p in element.properties}, {})
 
 
@@ -195,7 +194,7 @@ def _binary_lists(file: BinaryIO, element: Element, order: str) -> Table:
     available = file.tell() - start
     file.seek(start)
     if element.rows * dtype.itemsize <= available:
-        records = np.fromfile(file, dtype=dtype, count=element.rows)
+        records = read_array(file, dtype, element.rows, f"its element `{element.name}`")
         counts = {name: records[name + " count"] for name in lengths}
         if all((counts[name] == length).all() for name, length in lengths.items()):
             columns = {p.name: records[p.name] for p in element.properties if not p.count_type}
