@@ -47,6 +47,7 @@ _MODEL_NUMBERS = {name: number for number, (name, *_) in _MODELS.items()}
 class ColmapImage:
     """One registered picture."""
 
+    image_id: int
     name: str
     camera_id: int
     c2w: NDArray[np.float64]  # [4, 4]
@@ -159,7 +160,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self._data = map_bytes(path)
-        self._name = path.name
+        self.name = path.name
         self.at = 0
 
     @property
@@ -168,7 +169,7 @@ class _Reader:
 
     def take(self, layout: struct.Struct) -> tuple:
         if layout.size > self.left:
-            raise InputError(f"{self._name} ends early, at byte {len(self._data)}; copy it again")
+            raise InputError(f"{self.name} ends early, at byte {len(self._data)}; copy it again")
         values = layout.unpack_from(self._data, self.at)
         self.at += layout.size
         return values
@@ -179,18 +180,24 @@ class _Reader:
         least = count * item_bytes
         if least > self.left:
             raise InputError(
-                f"{self._name} claims {count} {what}, which take at least {least} bytes, but {self.left} are left"
+                f"{self.name} claims {count} {what}, which take at least {least} bytes, but {self.left} are left"
             )
         return count
 
     def skip(self, count: int) -> None:
         self.at += count
 
+    def pairs(self, count: int) -> NDArray[np.int64]:
+        """Pairs of 32-bit numbers [count, 2]; that so many bytes are left was checked before."""
+        start = self.at
+        self.skip(8 * count)
+        return np.frombuffer(self._data, "<u4", 2 * count, start).astype(np.int64).reshape(count, 2)
+
     def text(self, max_bytes: int = 4096) -> str:
         window = bytes(self._data[self.at : self.at + max_bytes])
         end = window.find(b"\0")
         if end < 0:
-            raise InputError(f"{self._name} holds a name without an end at byte {self.at}; copy the file again")
+            raise InputError(f"{self.name} holds a name without an end at byte {self.at}; copy the file again")
         self.at += end + 1
         return window[:end].decode("utf-8", errors="replace")
 
@@ -244,10 +251,10 @@ def _add_lens(
 def _images_bin(path: Path) -> Iterator[ColmapImage]:
     reader = _Reader(path)
     for _ in range(reader.count(_IMAGE.size + 9, "images")):
-        _, qw, qx, qy, qz, tx, ty, tz, camera_id = reader.take(_IMAGE)
+        image_id, qw, qx, qy, qz, tx, ty, tz, camera_id = reader.take(_IMAGE)
         name = reader.text()
         reader.skip(24 * reader.count(24, f"keypoints of {name}"))  # not needed here
-        yield ColmapImage(name, camera_id, _c2w((qw, qx, qy, qz), (tx, ty, tz)))
+        yield ColmapImage(image_id, name, camera_id, _c2w((qw, qx, qy, qz), (tx, ty, tz)))
 
 
 def _images_txt(path: Path) -> Iterator[ColmapImage]:
@@ -258,7 +265,7 @@ def _images_txt(path: Path) -> Iterator[ColmapImage]:
             continue
         try:
             numbers = [float(word) for word in words[1:8]]
-            yield ColmapImage(words[9].strip(), int(words[8]), _c2w(numbers[:4], numbers[4:]))
+            yield ColmapImage(int(words[0]), words[9].strip(), int(words[8]), _c2w(numbers[:4], numbers[4:]))
         except (ValueError, IndexError) as error:
             raise InputError(
                 f"{path.name}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, got {line[:80]!r}"
@@ -308,12 +315,44 @@ def _points_bin(path: Path) -> PointCloud | None:
     xyz, rgb = np.empty((count, 3)), np.empty((count, 3), dtype=np.uint8)
     errors, tracks = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.int32)
     for i in range(count):
-        _, x, y, z, r, g, b, error, length = reader.take(_POINT)
-        if length * 8 > reader.left:
-            raise InputError(f"{path.name}: point {i} claims {length} observations, but {reader.left} bytes are left")
+        _, x, y, z, r, g, b, error, length = _take_point(reader, i)
         reader.skip(8 * length)
         xyz[i], rgb[i], errors[i], tracks[i] = (x, y, z), (r, g, b), error, length
     return _cloud(xyz, rgb, errors, tracks)
+
+
+def _take_point(reader: _Reader, number: int) -> tuple:
+    """A point of points3D.bin, its track still to be read."""
+    values = reader.take(_POINT)
+    if values[-1] * 8 > reader.left:
+        raise InputError(
+            f"{reader.name}: point {number} claims {values[-1]} observations, but {reader.left} bytes are left"
+        )
+    return values
+
+
+def read_tracks(path: Path) -> tuple[PointCloud, list[NDArray[np.int64]]]:
+    """The points of a points3D.bin in the order of their numbers, and which images (by their numbers) saw each.
+
+    Raises InputError when the file is damaged or holds a point that is not finite.
+    """
+    reader = _Reader(path)
+    points = {}
+    for i in range(reader.count(_POINT.size, "points")):
+        number, *place, r, g, b, error, length = _take_point(reader, i)
+        points[number] = (place, (r, g, b), error, np.unique(reader.pairs(length)[:, 0]))
+    ordered = [points[number] for number in sorted(points)]
+    tracks = [seen_by for *_, seen_by in ordered]
+    xyz = np.array([place for place, *_ in ordered], dtype=np.float64).reshape(-1, 3)
+    if not np.isfinite(xyz.astype(np.float32)).all():
+        raise InputError(f"{path} holds points that are not finite")
+    cloud = PointCloud(
+        torch.from_numpy(xyz.astype(np.float32)),
+        torch.tensor([rgb for _, rgb, *_ in ordered], dtype=torch.uint8).reshape(-1, 3),
+        torch.tensor([error for _, _, error, _ in ordered], dtype=torch.float32),
+        torch.tensor([len(seen_by) for seen_by in tracks], dtype=torch.int32),
+    )
+    return cloud, tracks
 
 
 def _points_txt(path: Path) -> PointCloud | None:

@@ -24,10 +24,18 @@ import numpy as np
 from data.captures import Capture
 from recon.sfm_features import FeatureSettings, choose_pairs, near_places, overlap_scores, similar_photos
 from recon.sfm_mapping import MapperSettings, map_photos, refine_model
-from recon.sfm_matching import extract_features, match_pairs, open_database, register_photos, turned_on_the_spot
+from recon.sfm_matching import (
+    extract_features,
+    is_database,
+    match_pairs,
+    open_database,
+    register_photos,
+    turned_on_the_spot,
+)
 from recon.sfm_model import SfmResult, load_result, save_model
 from recon.sfm_watch import Watch
-from scene.errors import CamerasError
+from scene.errors import CamerasError, InputError
+from scene.files import read_json
 
 _SMALL, _LARGE = 14, 150  # photos: up to the first all pairs are matched; above the second pairs are retrieved
 _STEP = "walk around the subject, or step sideways by a tenth of its distance between photos"
@@ -300,6 +308,6 @@ def _fingerprint(capture: Capture, config: SfmConfig) -> dict[str, Any]:
 def _stale(folder: Path, mark: dict[str, Any]) -> bool:
     """Whether what lies in `folder` was made for other photos or settings."""
     try:
-        return json.loads((folder / "photos.json").read_text()) != mark
-    except (OSError, ValueError):
+        return read_json(folder / "photos.json", None) != mark or not all(is_database(p) for p in folder.glob("*.db"))
+    except InputError:
         return True

@@ -6,7 +6,9 @@ so a killed run goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +52,15 @@ def open_database(path: Path) -> Iterator[Any]:
         yield database
     finally:
         database.close()
+
+
+def is_database(path: Path) -> bool:
+    """Whether a file left by an interrupted run is still a database; COLMAP ends the process over one that is not."""
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
 
 
 def register_photos(database: Any, capture: Capture, model: str) -> None:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture
+from data.colmap import ColmapImage, read_model, read_tracks
 from data.frames import PointCloud
 from recon.sfm_frame import choose_frame
 from recon.sfm_mapping import to_opencv
+from scene.errors import InputError
+from scene.files import read_json
 
 
 @dataclass(frozen=True)
@@ -82,32 +85,26 @@ def save_model(
 
 
 def load_result(capture: Capture, folder: Path, mark: dict[str, Any]) -> SfmResult | None:
-    """The finished model in `folder`, or None when there is none for these photos and settings."""
-    import pycolmap
+    """The finished model in `folder`, or None when there is none for these photos and settings.
 
-    try:
-        facts = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+    Read without COLMAP, whose reader loops for ever on a name without an end. Raises InputError for a damaged model.
+    """
+    facts = _facts(folder / "result.json")
+    if facts is None or facts["made_for"] != mark:
         return None
-    if facts.get("made_for") != mark:
-        return None
-    model = pycolmap.Reconstruction(folder)
-    cameras = {}
-    for image_id in model.reg_image_ids():
-        image = model.images[image_id]
-        fx, fy, cx, cy, *distortion = model.cameras[image.camera_id].params
-        K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
-        cameras[image.name] = (K, tuple(distortion), torch.from_numpy(_c2w(image)))
-    points = [model.points3D[i] for i in sorted(model.points3D)]
-    cloud = PointCloud(
-        xyz=torch.tensor(np.array([point.xyz for point in points]).reshape(-1, 3), dtype=torch.float32),
-        rgb=torch.tensor(np.array([point.color for point in points]).reshape(-1, 3), dtype=torch.uint8),
-        errors=torch.tensor([point.error for point in points], dtype=torch.float32),
-        tracks=torch.tensor([len({e.image_id for e in p.track.elements}) for p in points], dtype=torch.int32),
-    )
+    images, cameras = {}, {}
+    model = read_model(folder)
+    known = {view.name for view in capture.views}
+    for image in model.images:
+        if image.name not in known:
+            raise InputError(f"{folder / 'images.bin'} names {image.name!r}, which is no photo of this run")
+        lens = model.lenses[image.camera_id]
+        images[image.name] = image
+        cameras[image.name] = (lens.K, lens.coefficients, image.c2w)
+    cloud, tracks = read_tracks(folder / "points3D.bin")
     decisions = tuple(facts["decisions"])
     placed = capture.with_cameras(cameras, cloud, (0.0, 0.0, 1.0), facts["metric"], decisions)
-    shared, angle = _covisibility(model, points, [view.name for view in placed.views])
+    shared, angle = _covisibility([images[view.name] for view in placed.views], cloud, tracks)
     return SfmResult(
         capture=placed,
         registered=len(cameras),
@@ -121,16 +118,33 @@ def load_result(capture: Capture, folder: Path, mark: dict[str, Any]) -> SfmResu
     )
 
 
-def _covisibility(model: Any, points: Sequence[Any], names: Sequence[str]) -> tuple[Tensor, float]:
+def _facts(path: Path) -> dict[str, Any] | None:
+    """What `save_model` wrote about a model; None when it is not there or is not that, for then it is made again."""
+    kinds = {"made_for": dict, "total": int, "seconds": float, "mean_reprojection_px": float, "metric": bool}
+    try:
+        facts = read_json(path, None)
+    except InputError:
+        return None
+    if not isinstance(facts, dict) or not isinstance(facts.get("decisions"), list):
+        return None
+    return facts if all(isinstance(facts.get(key), kind) for key, kind in kinds.items()) else None
+
+
+def _covisibility(
+    images: Sequence[ColmapImage], cloud: PointCloud, tracks: Sequence[np.ndarray]
+) -> tuple[Tensor, float]:
     """Points shared by each two views [V, V], and the median over points of the widest angle between their rays."""
-    rows = {model.find_image_with_name(name).image_id: row for row, name in enumerate(names)}
-    seen = torch.zeros(len(points), len(names))
-    for column, point in enumerate(points):
-        seen[column, [rows[e.image_id] for e in point.track.elements]] = 1
-    centers = np.stack([model.find_image_with_name(name).projection_center() for name in names])
+    rows = {image.image_id: row for row, image in enumerate(images)}
+    seen = torch.zeros(len(tracks), len(images))
+    for column, track in enumerate(tracks):
+        seen[column, [rows[number] for number in track.tolist() if number in rows]] = 1
+    centers = np.stack([image.c2w[:3, 3] for image in images])
+    xyz = cloud.xyz.double().numpy()
     angles = []
-    for column in range(0, len(points), max(1, len(points) // 2000)):
-        rays = centers[seen[column].numpy() > 0] - points[column].xyz
+    for column in range(0, len(tracks), max(1, len(tracks) // 2000)):
+        rays = centers[seen[column].numpy() > 0] - xyz[column]
+        if len(rays) == 0:
+            continue
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
         angles.append(np.degrees(np.arccos(np.clip((rays @ rays.T).min(), -1, 1))))
     return (seen.T @ seen).int(), float(np.median(angles)) if angles else 0.0
