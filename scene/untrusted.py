@@ -96,8 +96,7 @@ def check_size(file: BinaryIO, most: int, path: Path) -> int:
 def read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
     """All bytes of a regular file of at most `most` bytes. Raises InputError otherwise."""
     with open_regular(path) as file:
-        check_size(file, most, path)
-        return file.read(most)
+        return file.read(check_size(file, most, path))  # read(n) takes n bytes of memory before it reads
 
 
 def map_bytes(path: Path, most: int = MAX_MODEL_BYTES) -> mmap.mmap | bytes:
