@@ -29,6 +29,7 @@ from scene.checkpoints import read_checkpoint, write_checkpoint
 from scene.environment import commit, library_versions, peak_memory_mb, system_facts, version
 from scene.errors import InputError
 from scene.files import disk_error, read_json, replacing, write_errors
+from scene.untrusted import open_regular, parse_json, read_lines, size_of
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ METRIC_KEYS = frozenset(
     )
 )
 FORMAT = 1
-MAX_EVENTS_BYTES = 512 << 20
+MAX_EVENTS_BYTES, MAX_EVENT_BYTES = 512 << 20, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ class Run:
         self._events: BinaryIO | None = None
         progress = read_json(folder / "progress.json", {})
         self._progress: dict[str, Any] = progress if isinstance(progress, dict) else {}
-        self._progress.setdefault("stages", {})
-        self._progress.setdefault("decisions", [])
+        for key, empty in (("stages", {}), ("decisions", [])):
+            if not isinstance(self._progress.get(key), type(empty)):
+                self._progress[key] = empty
         self.stage = ""
         self._worked_before = last_event_time(folder / "events.jsonl") if writing else 0.0
         self._opened = time.monotonic()
@@ -126,6 +128,11 @@ class Run:
             config = run.config
             if not isinstance(config, dict) or not isinstance(config.get("method"), str):
                 raise InputError(f"{folder / 'config.json'} names no method; is this folder a run of Maquette?")
+            if config.get("format") not in (None, *range(FORMAT + 1)):
+                raise InputError(
+                    f"{folder} was made by a newer version of Maquette (format {config['format']!s:.20}, this reads "
+                    f"{FORMAT}); update this one"
+                )
         except InputError:
             run.close()
             raise
@@ -170,7 +177,7 @@ class Run:
         values = (round(self.seconds, 3), step, steps, loss, psnr, splats, eta_s, message)
         event = {key: _finite_or_none(value) for key, value in zip(EVENT_KEYS, values)}
         event["stage"] = self.stage
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = _json_bytes(event) + b"\n"
         try:
             if self._events is None:
                 self._events = (self.folder / "events.jsonl").open("ab", buffering=0)
@@ -207,7 +214,7 @@ class Run:
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """All finished stages and their records, in order."""
-        return {name: dict(record) for name, record in self._progress["stages"].items()}
+        return {name: dict(record) for name, record in self._progress["stages"].items() if isinstance(record, dict)}
 
     def finish(self, stage: str, **record: Any) -> None:
         """Record that a stage is complete, its files being on the disk. Numbers that are not finite become null."""
@@ -228,7 +235,8 @@ class Run:
         hold exactly (NaN, infinities).
         """
         folder = self.folder / "checkpoint"
-        generation = int(self.checkpoint_facts().get("generation", 0)) + 1
+        before = self.checkpoint_facts().get("generation")
+        generation = (before if type(before) is int else 0) + 1
         with write_errors(folder / "latest.safetensors", "save a checkpoint"):
             folder.mkdir(exist_ok=True)
             write_checkpoint(folder / "latest.safetensors", tensors, state, generation)
@@ -242,7 +250,7 @@ class Run:
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last complete checkpoint as (tensors, state), or None. Raises InputError when the file is damaged."""
         path = self.folder / "checkpoint" / "latest.safetensors"
-        if not path.is_file():
+        if not (path.exists() or path.is_symlink()):
             return None
         tensors, state, generation = read_checkpoint(path)
         if self._lock is not None and self.checkpoint_facts().get("generation") != generation:
@@ -288,22 +296,17 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run atomically. Raises ResourceError when the disk is full."""
         with write_errors(self.folder / name, "write"), replacing(self.folder / name) as file:
-            file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(_json_bytes(value, indent=1) + b"\n")
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Events of a run, oldest first; a torn last line is skipped, an absent file is no event."""
-    if not path.is_file():
-        return []
-    if path.stat().st_size > MAX_EVENTS_BYTES:
-        raise InputError(f"{path} is larger than {MAX_EVENTS_BYTES >> 20} MiB")
     events = []
-    with path.open("rb") as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    events.append(event)
+    for line in read_lines(path, MAX_EVENTS_BYTES, MAX_EVENT_BYTES) if path.is_file() else ():
+        with contextlib.suppress(InputError):
+            event = parse_json(line, path)
+            if isinstance(event, dict):
+                events.append(event)
     return events
 
 
@@ -311,13 +314,20 @@ def last_event_time(path: Path) -> float:
     """`t` of the last event, 0 when there is none."""
     if not path.is_file():
         return 0.0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
+    with open_regular(path) as file:
+        file.seek(max(0, size_of(file) - 65536))
         lines = file.read().splitlines()
     for line in reversed(lines):
-        with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-            return max(0.0, float(json.loads(line)["t"]))
+        with contextlib.suppress(InputError, ValueError, OverflowError, TypeError, KeyError):
+            seconds = float(parse_json(line, path, finite=True)["t"])
+            if math.isfinite(seconds):
+                return max(0.0, seconds)
     return 0.0
+
+
+def _json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """UTF-8. What a file name that is not UTF-8 holds is written as JSON's own escapes, which read back the same."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
 def _lock_folder(folder: Path) -> int:

@@ -22,8 +22,8 @@ from scene.errors import InputError, ResourceError
 from scene.runs import EVENT_KEYS, Run, StepReport, read_events
 
 ROOT = Path(__file__).resolve().parents[2]
-# mkdir, then for each of three files: create, fsync, rename, open the folder, fsync the folder
-DISK_OPERATIONS = 1 + 3 * 5
+# mkdir, opening state.json to read it, then for each of three files: create, fsync, rename, open the folder, fsync the folder
+DISK_OPERATIONS = 2 + 3 * 5
 
 
 class Killed(BaseException):
