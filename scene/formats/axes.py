@@ -32,3 +32,13 @@ def y_up_from_scene(up: tuple[float, float, float] = UP) -> NDArray[np.float64]:
     matrix = np.eye(4)
     matrix[:3, :3] = [x, y, np.cross(x, y)]
     return matrix
+
+
+def file_from_scene(ending: str, up: tuple[float, float, float] = UP) -> NDArray[np.float64]:
+    """[4, 4] rotation from the scene's axes to those of files with this ending; no turn where the format names none.
+
+    Raises ValueError when `up` has no length.
+    """
+    if ending not in FILE_UP:
+        return np.eye(4)
+    return y_up_from_scene(FILE_UP[ending]).T @ y_up_from_scene(up)

@@ -1,169 +1,199 @@
-"""Binary glTF 2.0 (.glb): one coloured triangle mesh out, any triangles in.
+"""Triangle meshes as glTF 2.0: one textured or coloured mesh out as .glb; any triangles in, from .glb and .gltf.
 
-Units and axes are glTF's own here (+Y up, colours linear); `scene/formats` turns the scene to them.
+Units and axes are glTF's own here (+Y up, colours linear, v down); `scene/formats` turns the scene to them.
 """
 
 from __future__ import annotations
 
-import json
-import struct
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scene.errors import InputError
-from scene.files import replacing, write_errors
-from scene.mesh import Mesh, select_faces
+from scene.cameras import Camera
+from scene.formats.gltf import ELEMENT_ARRAY_BUFFER, GlbWriter, GltfFile, natural, sound
+from scene.formats.materials import (
+    Surface,
+    encode_base_color,
+    encode_png,
+    linear_to_srgb,
+    one_surface,
+    srgb_to_linear,
+)
+from scene.formats.welding import weld_seams
+from scene.mesh import Material, Mesh, select_faces
+from scene.untrusted import MAX_TEXTURE_PIXELS, decode_picture
 
-MAGIC, JSON_CHUNK, BIN_CHUNK = b"glTF", b"JSON", b"BIN\x00"
-FLOAT, UNSIGNED_BYTE, UNSIGNED_SHORT, UNSIGNED_INT = 5126, 5121, 5123, 5125
-COMPONENTS = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4"}
-WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
-MAX_JSON_BYTES = 64 << 20
-MAX_NODES, MAX_DEPTH = 20_000, 64
-MAX_CORNERS = 1 << 26  # summed over all instances: a few nodes may repeat one mesh without end
-
-
-def srgb_to_linear(srgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """sRGB bytes to linear light in 0 to 1 (IEC 61966-2-1)."""
-    x = srgb.astype(np.float64) / 255
-    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).astype(np.float32)
+MAX_REPEATED_CORNERS = 1 << 22  # a few nodes may repeat one mesh without end; about 200 MB
+LINEAR, LINEAR_MIPMAP_LINEAR, REPEAT = 9729, 9987, 10497
 
 
-def linear_to_srgb(linear: NDArray) -> NDArray[np.uint8]:
-    """Linear light, clipped to 0 to 1, to the nearest sRGB byte."""
-    x = np.clip(np.nan_to_num(linear.astype(np.float64)), 0, 1)
-    srgb = np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
-    return np.round(255 * srgb).astype(np.uint8)
+def write_glb(
+    path: Path,
+    mesh: Mesh,
+    *,
+    double_sided: bool,
+    cameras: Mapping[str, tuple[Camera, NDArray[np.float64]]] | None = None,
+    label: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a mesh that already stands +Y up; rough, not metallic. Atomic.
 
-
-def write_glb(path: Path, mesh: Mesh, *, double_sided: bool) -> None:
-    """Write a mesh that already stands +Y up; rough, not metallic, vertex colours as linear floats. Atomic."""
-    chunks = [
-        (mesh.vertices.astype("<f4"), "VEC3", FLOAT, ARRAY_BUFFER, "POSITION"),
-        (mesh.vertex_normals.astype("<f4"), "VEC3", FLOAT, ARRAY_BUFFER, "NORMAL"),
-    ]
+    A material lies in it as pictures, its vertices split where a corner's uv differs, with the smooth normals of the
+    unsplit mesh, so that seams do not show; without a material, vertex colours go as linear floats. Tangents are left
+    to the viewer, as the format says: MikkTSpace from normals and uvs.
+    cameras: by name, each with its pose [4, 4] in the file's axes; a principal point off the centre goes to `extras`.
+    label: what `asset.extras` says of the mesh.
+    """
+    out = GlbWriter()
+    vertex_of, faces, uvs = split_corners(mesh)
+    normals = mesh.vertex_normals[vertex_of].astype("<f4")
     # A zero normal is not valid glTF; any unit vector does for a vertex without an area.
-    chunks[1][0][~np.any(chunks[1][0], axis=1)] = (0, 1, 0)
-    if mesh.colors is not None:
-        chunks.append((srgb_to_linear(mesh.colors).astype("<f4"), "VEC3", FLOAT, ARRAY_BUFFER, "COLOR_0"))
-    chunks.append((mesh.faces.reshape(-1).astype("<u4"), "SCALAR", UNSIGNED_INT, ELEMENT_ARRAY_BUFFER, "indices"))
-    views, accessors, offset = [], [], 0
-    for data, kind, component, target, name in chunks:
-        views.append({"buffer": 0, "byteOffset": offset, "byteLength": data.nbytes, "target": target})
-        accessor: dict[str, Any] = {
-            "bufferView": len(accessors),
-            "componentType": component,
-            "count": len(data),
-            "type": kind,
-        }
-        if name == "POSITION":
-            accessor |= {"min": data.min(axis=0).tolist(), "max": data.max(axis=0).tolist()}
-        accessors.append(accessor)
-        offset += data.nbytes  # all are multiples of 4 bytes
-    attributes = {name: i for i, (*_, name) in enumerate(chunks) if name != "indices"}
-    material: dict[str, Any] = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}
+    normals[~np.any(normals, axis=1)] = (0, 1, 0)
+    attributes = {"POSITION": out.array(mesh.vertices[vertex_of].astype("<f4"), bounds=True)}
+    attributes["NORMAL"] = out.array(normals)
+    if uvs is not None:
+        attributes["TEXCOORD_0"] = out.array((uvs * [1, -1] + [0, 1]).astype("<f4"))
+    if mesh.colors is not None and mesh.material is None:  # with a texture they would darken it
+        attributes["COLOR_0"] = out.array(srgb_to_linear(mesh.colors[vertex_of]).astype("<f4"))
+    indices = out.array(faces.reshape(-1).astype("<u4"), ELEMENT_ARRAY_BUFFER)
+    surface, pictures = _material(out, mesh.material)
     if double_sided:
-        material["doubleSided"] = True
-    primitive = {"attributes": attributes, "indices": len(chunks) - 1, "material": 0, "mode": 4}
-    document = {
-        "asset": {"version": "2.0", "generator": "Maquette"},
+        surface["doubleSided"] = True
+    asset: dict[str, Any] = {"version": "2.0", "generator": "Maquette"}
+    document: dict[str, Any] = {
+        "asset": asset | {"extras": dict(label)} if label else asset,
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [primitive]}],
-        "materials": [material],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
+        "nodes": [{"name": "mesh", "mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0, "mode": 4}]}],
+        "materials": [surface],
+        **pictures,
     }
-    text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    total = 12 + 8 + len(text) + 8 + offset
-    if total >= 1 << 32:
-        raise InputError(f"{path}: a .glb file ends at 4 GiB, this mesh needs {total >> 20} MiB; decimate it first")
-    with write_errors(path, "write the mesh"), replacing(path) as file:
-        file.write(MAGIC + struct.pack("<II", 2, total) + struct.pack("<I", len(text)) + JSON_CHUNK + text)
-        file.write(struct.pack("<I", offset) + BIN_CHUNK)
-        for data, *_ in chunks:
-            file.write(np.ascontiguousarray(data).data)
+    if cameras:
+        _add_cameras(document, cameras, mesh.diagonal())
+    out.write(path, document)
+
+
+def split_corners(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32] | None]:
+    """For formats with one uv per vertex: the mesh's vertex [W] of each new one, faces [F, 3], uvs [W, 2] or None.
+
+    Without uvs nothing is split and every vertex stays.
+    """
+    if mesh.uvs is None:
+        return np.arange(len(mesh.vertices)), mesh.faces, None
+    uvs = (mesh.uvs.reshape(-1, 2) + np.float32(0)).astype("<f4")  # -0.0 is 0.0
+    keys = np.stack([mesh.faces.reshape(-1), *uvs.view("<i4").T], axis=1)
+    order = np.lexsort(keys.T[::-1])
+    new = np.any(np.diff(keys[order], axis=0, prepend=-1), axis=1)
+    number = np.empty(len(keys), np.int32)
+    number[order] = np.cumsum(new) - 1
+    kept = order[new]
+    return mesh.faces.reshape(-1)[kept].astype(np.int64), number.reshape(-1, 3), uvs[kept]
+
+
+def _material(out: GlbWriter, material: Material | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The glTF material, and the document's images, textures and samplers that it refers to."""
+    rough: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    surface: dict[str, Any] = {"pbrMetallicRoughness": rough}
+    if material is None:
+        return surface, {}
+    images: list[dict[str, Any]] = []
+
+    def texture(name: str, data: bytes, media_type: str) -> dict[str, Any]:
+        images.append({"name": name, "bufferView": out.view(data), "mimeType": media_type})
+        return {"index": len(images) - 1}
+
+    rough["baseColorTexture"] = texture("base_color", *encode_base_color(material.base_color))
+    if material.normal is not None:
+        surface["normalTexture"] = texture("normal", encode_png(material.normal), "image/png")
+    if material.occlusion is not None:
+        surface["occlusionTexture"] = texture("occlusion", encode_png(material.occlusion), "image/png")
+    sampler = {"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR, "wrapS": REPEAT, "wrapT": REPEAT}
+    textures = [{"sampler": 0, "source": i} for i in range(len(images))]
+    return surface, {"images": images, "textures": textures, "samplers": [sampler]}
+
+
+def _add_cameras(
+    document: dict[str, Any], cameras: Mapping[str, tuple[Camera, NDArray[np.float64]]], size: float
+) -> None:
+    """One node "cameras" with a child for each; a glTF camera looks along -Z with +Y up, ours along +Z with +Y down."""
+    nodes, lenses = document["nodes"], []
+    first = len(nodes) + 1
+    for name, (camera, pose) in cameras.items():
+        fx, fy, cx, cy = (float(camera.K[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+        lens = {
+            "yfov": 2 * math.atan(0.5 * camera.height / fy),
+            "aspectRatio": (camera.width / fx) / (camera.height / fy),
+            "znear": 1e-3 * size,
+        }
+        lenses.append({"type": "perspective", "name": name, "perspective": lens})
+        intrinsics = {"width": camera.width, "height": camera.height, "fx": fx, "fy": fy, "cx": cx, "cy": cy}
+        matrix = (pose @ np.diag([1.0, -1.0, -1.0, 1.0])).T.reshape(-1).tolist()
+        nodes.append({"name": name, "camera": len(lenses) - 1, "matrix": matrix, "extras": intrinsics})
+    nodes.insert(first - 1, {"name": "cameras", "children": list(range(first, first + len(lenses)))})
+    document["scenes"][0]["nodes"].append(first - 1)
+    document["cameras"] = lenses
 
 
 def read_glb(path: Path) -> Mesh:
-    """All triangles of the default scene in one mesh, in glTF's axes; vertex colours where every part has them.
+    """All triangles of the default scene in one mesh, in glTF's axes, split vertices joined again (`weld_seams`).
 
-    Raises InputError for what is not a sound glTF 2.0 file, and for what is not read: compressed or sparse accessors,
-    buffers outside the file.
+    Textures, factors and transforms of uvs end in one material; of metal, roughness, light and transparency nothing is
+    kept. Vertex colours are kept where every part has them and none has a texture; wrapping other than by repeating
+    counts only inside 0 to 1.
+    Raises InputError for what is not a sound glTF 2.0 file, and for what is not read: compressed geometry, data at web
+    addresses or outside the file's folder.
     """
-    try:
-        document, binary = _chunks(path)
-        return _Reader(document, binary).mesh()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error, RecursionError) as error:
-        raise InputError(f"{path} is not a sound .glb file ({type(error).__name__}: {error})") from error
+    with sound(path):
+        return _MeshReader(GltfFile(path)).mesh()
 
 
-def _chunks(path: Path) -> tuple[dict[str, Any], memoryview]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(20)
-        if len(head) < 20 or head[:4] != MAGIC or head[16:20] != JSON_CHUNK:
-            raise ValueError("it does not begin as glTF 2.0 does")
-        version, total, length = struct.unpack("<III", head[4:16])
-        if version != 2 or total > size or length > min(total - 20, MAX_JSON_BYTES):
-            raise ValueError(f"version {version}, {total} bytes announced, {size} there")
-        document = json.loads(file.read(length))
-        head = file.read(8)
-        if len(head) < 8:
-            return document, memoryview(b"")
-        length = struct.unpack("<I", head[:4])[0]
-        if head[4:] != BIN_CHUNK or length > size - file.tell():
-            raise ValueError("its binary part is cut short")
-        return document, memoryview(file.read(length))
-
-
-class _Reader:
-    def __init__(self, document: dict[str, Any], binary: memoryview) -> None:
-        self.document, self.binary = document, binary
-        self.instances: list[tuple[int, NDArray[np.float64]]] = []  # mesh number, world from mesh
-        self.visited = self.corners = 0
+class _MeshReader:
+    def __init__(self, file: GltfFile) -> None:
+        self.file = file
+        self.corners = 0
+        self.pixels = MAX_TEXTURE_PIXELS
+        self.pictures: dict[int, NDArray[np.uint8]] = {}
+        self.surfaces: dict[int, Surface] = {-1: Surface()}
 
     def mesh(self) -> Mesh:
-        nodes = self.document.get("nodes", [])
-        scenes = self.document.get("scenes")
-        roots = scenes[self.document.get("scene", 0)].get("nodes", []) if scenes else list(range(len(nodes)))
-        for root in roots:
-            self._node(root, np.eye(4), 0)
-        parts: list[Mesh] = []
-        for number, world in self.instances:
-            for primitive in self.document["meshes"][number]["primitives"]:
-                part = self._primitive(primitive)
-                if part is not None:
-                    parts.append(part.transformed(world))
+        shapes: dict[int, tuple[Mesh, NDArray[np.int64]] | None] = {}
+        parts: list[tuple[Mesh, NDArray[np.int64]]] = []
+        for number, world in self.file.instances():
+            if number not in shapes:
+                shapes[number] = self._shape(number)
+            shape = shapes[number]
+            if shape is not None:
+                self.corners += 3 * len(shape[0].faces) + len(shape[0].vertices)
+                # Without repeats every corner takes a byte of the file at least.
+                if self.corners > max(MAX_REPEATED_CORNERS, self.file.stored_bytes):
+                    raise ValueError(f"its nodes repeat meshes to more than {self.corners} corners")
+                parts.append((shape[0].transformed(world), shape[1]))
         if not parts:
             raise ValueError("no triangles in it")
-        starts = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
-        colors = [p.colors for p in parts if p.colors is not None]
-        return Mesh(
-            np.concatenate([p.vertices for p in parts]),
-            np.concatenate([p.faces + start for p, start in zip(parts, starts, strict=True)]),
-            np.concatenate(colors) if len(colors) == len(parts) else None,
+        whole = joined([mesh for mesh, _ in parts])
+        materials = np.concatenate([material for _, material in parts])
+        surfaces = list(self.surfaces)
+        uvs, material = one_surface(
+            whole.uvs, np.searchsorted(np.sort(surfaces), materials), [self.surfaces[i] for i in sorted(surfaces)]
         )
+        colors = None if material is not None else _tinted_colors(whole, materials, self.surfaces)
+        return Mesh(whole.vertices, whole.faces, colors, uvs, material)
 
-    def _node(self, index: int, parent: NDArray[np.float64], depth: int) -> None:
-        self.visited += 1
-        if depth > MAX_DEPTH or self.visited > MAX_NODES:
-            raise ValueError("its nodes are nested too deep or refer to each other in a circle")
-        node = self.document["nodes"][_natural(index)]
-        world = parent @ _matrix(node)
-        if "mesh" in node:
-            self.instances.append((_natural(node["mesh"]), world))
-        for child in node.get("children", []):
-            self._node(child, world, depth + 1)
+    def _shape(self, number: int) -> tuple[Mesh, NDArray[np.int64]] | None:
+        """One mesh of the file, seams joined, and the material of each face."""
+        parts, materials = [], []
+        for primitive in self.file.item("meshes", number)["primitives"]:
+            part = self._primitive(primitive)
+            if part is not None and len(part.faces):
+                parts.append(part)
+                materials.append(np.full(len(part.faces), primitive.get("material", -1), np.int64))
+        if not parts:
+            return None
+        return weld_seams(joined(parts)), np.concatenate(materials)
 
     def _primitive(self, primitive: dict[str, Any]) -> Mesh | None:
         mode = primitive.get("mode", 4)
@@ -172,69 +202,114 @@ class _Reader:
         if "KHR_draco_mesh_compression" in primitive.get("extensions", {}):
             raise ValueError("it is compressed with Draco; export it without compression")
         attributes = primitive["attributes"]
-        vertices = self._accessor(attributes["POSITION"], "VEC3")
+        vertices = self.file.accessor(attributes["POSITION"], "VEC3")
         indices = np.arange(len(vertices))
         if "indices" in primitive:
-            indices = self._accessor(primitive["indices"], "SCALAR")[:, 0].astype(np.int64)
-        self.corners += len(indices) + len(vertices)
-        if self.corners > MAX_CORNERS:
-            raise ValueError(f"more than {MAX_CORNERS} corners")
-        if mode == 4:
-            faces = indices[: len(indices) // 3 * 3].reshape(-1, 3)
-        elif mode == 5:  # a strip turns every other triangle
-            faces = np.stack([indices[:-2], indices[1:-1], indices[2:]], axis=1)
-            faces[1::2] = faces[1::2, ::-1]
-        else:
-            faces = np.stack([np.full(max(0, len(indices) - 2), indices[:1]), indices[1:-1], indices[2:]], axis=1)
-        colors = None
-        if "COLOR_0" in attributes:
-            colors = linear_to_srgb(self._accessor(attributes["COLOR_0"])[:, :3])
+            indices = self.file.accessor(primitive["indices"], "SCALAR")[:, 0].astype(np.int64)
+        faces = _triangles(indices, mode)
         if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
             raise ValueError(f"faces point to vertex {faces.max()}, there are {len(vertices)}")
-        mesh = Mesh(vertices, faces.astype(np.int32), colors)
-        return select_faces(mesh, np.arange(len(faces)))  # buffers are often shared: only the vertices of this part
+        colors = uvs = None
+        if "COLOR_0" in attributes:
+            colors = linear_to_srgb(self.file.accessor(attributes["COLOR_0"])[:, :3])
+        material = primitive.get("material")
+        chosen = self._surface(natural(material)) if material is not None else 0
+        if f"TEXCOORD_{chosen}" in attributes:
+            at = (
+                self.file.accessor(attributes[f"TEXCOORD_{chosen}"], "VEC2")[faces]
+                if len(faces)
+                else np.zeros((0, 3, 2))
+            )
+            at = np.nan_to_num(self._transformed(at, material), posinf=0, neginf=0)
+            uvs = (at * [1, -1] + [0, 1]).astype(np.float32)
+        # Buffers are often shared: only the vertices of this part.
+        return select_faces(Mesh(vertices, faces.astype(np.int32), colors, uvs), np.arange(len(faces)))
 
-    def _accessor(self, index: int, kind: str | None = None) -> NDArray[np.float64]:
-        """[count, width] as float64, normalised integers mapped to 0 to 1."""
-        accessor = self.document["accessors"][_natural(index)]
-        if "sparse" in accessor or (kind and accessor["type"] != kind):
-            raise ValueError(f"accessor {index} is sparse or of type {accessor['type']}, wanted {kind}")
-        item, width = np.dtype("<" + COMPONENTS[accessor["componentType"]]), WIDTHS[accessor["type"]]
-        count = _natural(accessor["count"])
-        if "bufferView" not in accessor:
-            raise ValueError(f"accessor {index} has no data (or compressed data, which is not read)")
-        view = self.document["bufferViews"][_natural(accessor["bufferView"])]
-        if view.get("buffer", 0) != 0 or "uri" in self.document["buffers"][0]:
-            raise ValueError("its data lie outside the file")
-        start = _natural(view.get("byteOffset", 0)) + _natural(accessor.get("byteOffset", 0))
-        stride = _natural(view.get("byteStride", item.itemsize * width))
-        row = item.itemsize * width
-        stop = min(_natural(view.get("byteOffset", 0)) + _natural(view["byteLength"]), len(self.binary))
-        if stride < row or (count and start + (count - 1) * stride + row > stop):
-            raise ValueError(f"accessor {index} reaches beyond its buffer")
-        rows = np.ndarray((count, width), item, self.binary, start, (stride, item.itemsize))
-        values = rows.astype(np.float64)
-        return values / np.iinfo(item).max if accessor.get("normalized") else values
+    def _base_texture(self, material: int | None) -> dict[str, Any] | None:
+        if material is None:
+            return None
+        found = self.file.item("materials", material)
+        glossy = found.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
+        return found.get("pbrMetallicRoughness", {}).get("baseColorTexture") or glossy.get("diffuseTexture")
+
+    def _transformed(self, uvs: NDArray[np.float64], material: int | None) -> NDArray[np.float64]:
+        """KHR_texture_transform of the base colour: scaled, then turned, then moved; v still points down."""
+        move = (self._base_texture(material) or {}).get("extensions", {}).get("KHR_texture_transform")
+        if not move:
+            return uvs
+        angle = float(move.get("rotation", 0))
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        scaled = uvs * np.array(move.get("scale", (1, 1)), np.float64)
+        return scaled @ turn.T + np.array(move.get("offset", (0, 0)), np.float64)
+
+    def _surface(self, index: int) -> int:
+        """Reads the material `index` once; returns which TEXCOORD its base colour (or else normal map) goes by."""
+        material = self.file.item("materials", index)
+        base = self._base_texture(index)
+        lead = base or material.get("normalTexture") or material.get("occlusionTexture") or {}
+        move = lead.get("extensions", {}).get("KHR_texture_transform", {})
+        chosen = natural(move.get("texCoord", lead.get("texCoord", 0)))
+        if index not in self.surfaces:
+            rough = material.get("pbrMetallicRoughness", {})
+            glossy = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
+            r, g, b = (float(v) for v in rough.get("baseColorFactor", glossy.get("diffuseFactor", (1, 1, 1, 1)))[:3])
+            others = []
+            for name in ("normalTexture", "occlusionTexture"):
+                info = material.get(name, {})
+                same = info.get("texCoord", 0) == lead.get("texCoord", 0)
+                same = same and info.get("extensions", {}).get("KHR_texture_transform", {}) == move
+                others.append(self._picture(info) if same else None)  # it lies differently: one set of uvs is kept
+            normal, occlusion = others
+            occlusion = None if occlusion is None else np.ascontiguousarray(occlusion[..., 0])
+            self.surfaces[index] = Surface((r, g, b), self._picture(base), normal, occlusion)
+        return chosen
+
+    def _picture(self, info: dict[str, Any] | None) -> NDArray[np.uint8] | None:
+        """[H, W, 3] of a texture; a picture that several materials share is decoded once."""
+        found = self.file.image(info["index"]) if info else None
+        if found is None:
+            return None
+        source, data = found
+        if source not in self.pictures:
+            name = f"{self.file.path}: picture {source}"
+            picture = decode_picture(data, name, most_pixels=self.pixels)
+            self.pixels -= picture.shape[0] * picture.shape[1]
+            picture = picture[..., :3] if picture.shape[2] >= 3 else np.repeat(picture, 3, axis=2)
+            self.pictures[source] = np.ascontiguousarray(picture)
+        return self.pictures[source]
 
 
-def _natural(value: Any) -> int:
-    """An index or size from the file. Python would take -1 as the last element, and a float as nothing at all."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
-        raise ValueError(f"{value!r} where an index or size should be")
-    return value
+def _triangles(indices: NDArray[np.int64], mode: int) -> NDArray[np.int64]:
+    if mode == 4:
+        return indices[: len(indices) // 3 * 3].reshape(-1, 3)
+    if mode == 5:  # a strip turns every other triangle
+        faces = np.stack([indices[:-2], indices[1:-1], indices[2:]], axis=1)
+        faces[1::2] = faces[1::2, ::-1]
+        return faces
+    return np.stack([np.full(max(0, len(indices) - 2), indices[:1]), indices[1:-1], indices[2:]], axis=1)
 
 
-def _matrix(node: dict[str, Any]) -> NDArray[np.float64]:
-    """[4, 4] parent from node."""
-    if "matrix" in node:
-        return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    matrix = np.eye(4)
-    x, y, z, w = np.array(node.get("rotation", (0, 0, 0, 1)), np.float64)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    matrix[:3, :3] *= np.array(node.get("scale", (1, 1, 1)), np.float64)
-    matrix[:3, 3] = node.get("translation", (0, 0, 0))
-    return matrix
+def joined(parts: list[Mesh]) -> Mesh:
+    """Parts in one mesh without material: colours where all have them, uvs where one has them (elsewhere 0)."""
+    starts = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
+    colors = [p.colors for p in parts if p.colors is not None]
+    uvs = None
+    if any(p.uvs is not None for p in parts):
+        uvs = np.concatenate([np.zeros((len(p.faces), 3, 2), np.float32) if p.uvs is None else p.uvs for p in parts])
+    return Mesh(
+        np.concatenate([p.vertices for p in parts]),
+        np.concatenate([p.faces + start for p, start in zip(parts, starts, strict=True)]),
+        np.concatenate(colors) if len(colors) == len(parts) else None,
+        uvs,
+    )
+
+
+def _tinted_colors(
+    mesh: Mesh, materials: NDArray[np.int64], surfaces: Mapping[int, Surface]
+) -> NDArray[np.uint8] | None:
+    """Vertex colours times the one factor that all faces have; a factor alone colours every vertex."""
+    factor = np.clip(np.array(surfaces[int(materials[0])].factor), 0, 1)
+    if (factor == 1).all():
+        return mesh.colors
+    light = np.ones(mesh.vertices.shape) if mesh.colors is None else srgb_to_linear(mesh.colors)
+    return linear_to_srgb(light * factor)

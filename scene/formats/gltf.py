@@ -86,6 +86,7 @@ class GltfFile:
         if scenes:
             roots = scenes[natural(self.document.get("scene", 0))].get("nodes", [])
         found: list[tuple[int, NDArray[np.float64]]] = []
+        matrices: dict[int, NDArray[np.float64]] = {}
         waiting = [(root, np.eye(4), 0) for root in reversed(roots)]
         visited = 0
         while waiting:
@@ -94,7 +95,9 @@ class GltfFile:
             if depth > MAX_DEPTH or visited > MAX_NODES:
                 raise ValueError("its nodes are too many, nested too deep or refer to each other in a circle")
             node = self.item("nodes", index)
-            world = parent @ node_matrix(node)
+            if index not in matrices:
+                matrices[index] = node_matrix(node)
+            world = parent @ matrices[index]
             if "mesh" in node:
                 found.append((natural(node["mesh"]), world))
             children = node.get("children", [])

@@ -17,7 +17,7 @@ import trimesh
 
 from scene.errors import InputError
 from scene.formats import load_mesh, load_splats, save_mesh, save_splats
-from scene.formats.glb import linear_to_srgb, srgb_to_linear
+from scene.formats.materials import linear_to_srgb, srgb_to_linear
 from scene.formats.splat_ply import splat_properties
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh, select_faces
@@ -197,6 +197,8 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path):
 
 # Meshes
 
+Y_UP = (".glb", ".obj")
+
 
 @pytest.mark.parametrize("ending", [".glb", ".ply", ".obj", ".stl"])
 def test_meshes_come_back_in_the_scene_frame(tmp_path: Path, ending: str):
@@ -218,8 +220,8 @@ def test_trimesh_reads_what_we_write(tmp_path: Path, ending: str):
     other = trimesh.load(tmp_path / f"box{ending}", force="mesh", process=ending == ".stl")
     assert isinstance(other, trimesh.Trimesh)
     assert other.is_watertight and other.volume == pytest.approx(6, rel=1e-6)
-    # glTF stands +Y up: what was (x, y, z) is (x, z, -y).
-    expected = mesh.vertices[:, [0, 2, 1]] * [1, 1, -1] if ending == ".glb" else mesh.vertices
+    # glTF and OBJ stand +Y up: what was (x, y, z) is (x, z, -y).
+    expected = mesh.vertices[:, [0, 2, 1]] * [1, 1, -1] if ending in Y_UP else mesh.vertices
     assert np.abs(np.sort(other.vertices, axis=0) - np.sort(expected, axis=0)).max() < 1e-5
 
 
@@ -229,8 +231,8 @@ def test_open3d_reads_what_we_write(tmp_path: Path, ending: str):
     other = o3d.io.read_triangle_mesh(tmp_path / f"box{ending}")
     assert len(other.triangles) == 12
     low, high = other.get_min_bound(), other.get_max_bound()
-    assert np.allclose(low, [3.5, 4.5, -6] if ending == ".glb" else [3.5, 4, 4.5], atol=1e-5)
-    assert np.allclose(high, [4.5, 7.5, -4] if ending == ".glb" else [4.5, 6, 7.5], atol=1e-5)
+    assert np.allclose(low, [3.5, 4.5, -6] if ending in Y_UP else [3.5, 4, 4.5], atol=1e-5)
+    assert np.allclose(high, [4.5, 7.5, -4] if ending in Y_UP else [4.5, 6, 7.5], atol=1e-5)
 
 
 def test_colours_are_linear_in_glb_and_bytes_in_ply(tmp_path: Path):
@@ -396,7 +398,7 @@ def test_polygons_negative_indices_and_texture_numbers_of_obj(tmp_path: Path):
         "# quad and pentagon\nmtllib none.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvn 0 0 1\n"
         "f 1/1/1 2/1/1 3/1/1 4/1/1\nv 0.5 2 0\nf -5//1 -4//1 -3//1 -1//1 -2//1\n"
     )
-    mesh = load_mesh(tmp_path / "house.obj")
+    mesh = load_mesh(tmp_path / "house.obj", up=(0, 1, 0))
     assert len(mesh.faces) == 5
     assert mesh.face_areas.sum() == pytest.approx(1 + 1 + 0.5)
     assert (mesh.face_normals[:, 2] > 0).all()

@@ -1,0 +1,223 @@
+"""Between a file's materials and ours: many to one on reading, pictures to bytes on writing, texture to vertex colours.
+
+A `Mesh` has one material. A file with several gets an atlas: the pictures side by side, the uvs moved into them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene.mesh import Material, Mesh
+from scene.untrusted import MAX_TEXTURE_PIXELS
+
+MAX_ATLAS = 8192  # px
+BORDER = 4  # px of repeated edge around each picture of an atlas: linear sampling and two mip levels stay inside
+FLAT = 8  # px, side of the field of a material without a picture
+MAX_TILES = 64  # a picture that one face repeats more often is finer than the atlas could show: its mean colour stands
+PNG_PIXELS = 512 * 512  # up to here a base colour is kept to the bit, above JPEG is eight times smaller
+JPEG_QUALITY = 92
+WHITE = (1.0, 1.0, 1.0)
+
+
+def srgb_to_linear(srgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """sRGB bytes to linear light in 0 to 1 (IEC 61966-2-1)."""
+    x = np.arange(256) / 255.0
+    curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    return curve[srgb]
+
+
+def linear_to_srgb(linear: NDArray) -> NDArray[np.uint8]:
+    """Linear light, clipped to 0 to 1, to the nearest sRGB byte."""
+    x = np.clip(np.nan_to_num(linear.astype(np.float64)), 0, 1)
+    srgb = np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
+    return np.round(255 * srgb).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """One material of a file. factor: linear light, multiplies the picture; pictures as in `Material`, or None."""
+
+    factor: tuple[float, float, float] = WHITE
+    base_color: NDArray[np.uint8] | None = None
+    normal: NDArray[np.uint8] | None = None
+    occlusion: NDArray[np.uint8] | None = None
+
+    @property
+    def flat(self) -> bool:
+        """Whether it has no picture, so that it needs no uvs."""
+        return self.base_color is None and self.normal is None and self.occlusion is None
+
+    def tinted(self) -> NDArray[np.uint8]:
+        """[H, W, 3] sRGB: the picture times the factor; a single texel where there is no picture."""
+        factor = np.clip(np.nan_to_num(np.array(self.factor, np.float64)), 0, 1)
+        if self.base_color is None:
+            size = next((p.shape[:2] for p in (self.normal, self.occlusion) if p is not None), (1, 1))
+            return np.broadcast_to(linear_to_srgb(factor), (*size, 3)).copy()
+        if (factor == 1).all():
+            return self.base_color
+        every = srgb_to_linear(np.arange(256, dtype=np.uint8))
+        curves = linear_to_srgb(every[:, None] * factor)  # [256, 3]
+        return np.stack([curves[self.base_color[..., i], i] for i in range(3)], axis=-1)
+
+
+def one_surface(
+    uvs: NDArray[np.float32] | None, surface_of_face: NDArray[np.integer], surfaces: Sequence[Surface]
+) -> tuple[NDArray[np.float32] | None, Material | None]:
+    """Uvs [F, 3, 2] and the one material in which every face looks as its own surface says; without pictures, none.
+
+    surface_of_face: [F] index into surfaces. With one surface the uvs stay as they are (they may repeat the picture by
+    leaving 0 to 1). With several the pictures lie side by side; they shrink where they would not fit 8192 px.
+    """
+    used = np.unique(surface_of_face)
+    kinds = {(s.factor if s.flat else id(s)) for s in (surfaces[i] for i in used)}
+    if len(kinds) <= 1:
+        surface = surfaces[used[0]] if len(used) else Surface()
+        if surface.flat or uvs is None:
+            return uvs, None
+        return uvs, Material(surface.tinted(), _like(surface.normal, 3), _like(surface.occlusion, 0))
+    if uvs is None:
+        uvs = np.zeros((len(surface_of_face), 3, 2), np.float32)
+    return _atlas(uvs, surface_of_face, [(int(i), surfaces[i]) for i in used])
+
+
+def _like(picture: NDArray[np.uint8] | None, channels: int) -> NDArray[np.uint8] | None:
+    """A picture of any number of channels as [H, W, 3] or, for 0, its first channel [H, W]."""
+    if picture is None or (picture.ndim == 3) == bool(channels):
+        return picture
+    return picture[..., 0] if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
+
+
+def _atlas(
+    uvs: NDArray[np.float32], surface_of_face: NDArray[np.integer], used: list[tuple[int, Surface]]
+) -> tuple[NDArray[np.float32], Material]:
+    moved = uvs.astype(np.float64)
+    tiles: list[tuple[int, int]] = []
+    pictures: list[NDArray[np.uint8]] = []
+    for index, surface in used:
+        mine = surface_of_face == index
+        picture = surface.tinted()
+        if surface.flat or picture.shape[:2] == (1, 1):
+            moved[mine], across = 0.5, (1, 1)
+            picture = np.broadcast_to(picture[:1, :1], (FLAT, FLAT, 3))
+        else:
+            # Whole repeats do not matter: each face moves to the first tile, so that few tiles are needed.
+            moved[mine] -= np.floor(moved[mine].min(axis=1, keepdims=True) + 1e-6)
+            across = tuple(int(n) for n in np.maximum(np.ceil(moved[mine].max(axis=(0, 1)) - 1e-6), 1))
+            if max(across) > MAX_TILES:
+                picture = np.broadcast_to(picture.mean(axis=(0, 1)).round().astype(np.uint8), (FLAT, FLAT, 3))
+                moved[mine], across = 0.5, (1, 1)
+        tiles.append((across[0], across[1]))
+        pictures.append(picture)
+    shrink = 1.0
+    while True:
+        sizes = [
+            (max(1, round(p.shape[1] * shrink)) * n, max(1, round(p.shape[0] * shrink)) * m)
+            for p, (n, m) in zip(pictures, tiles, strict=True)
+        ]
+        width, height, places = _shelves([(w + 2 * BORDER, h + 2 * BORDER) for w, h in sizes])
+        if max(width, height) <= MAX_ATLAS and width * height <= MAX_TEXTURE_PIXELS:
+            break
+        shrink *= 0.7
+        if shrink < 1e-4:
+            raise ValueError(f"it has {len(used)} materials, which do not fit into one texture")
+    boxes = [(x + BORDER, y + BORDER, w, h) for (x, y), (w, h) in zip(places, sizes, strict=True)]
+    for (index, _), (x, y, w, h), (n, m) in zip(used, boxes, tiles, strict=True):
+        mine = surface_of_face == index
+        moved[mine, :, 0] = (x + moved[mine, :, 0] / n * w) / width
+        moved[mine, :, 1] = 1 - (y + (1 - moved[mine, :, 1] / m) * h) / height
+    layers = {"base_color": _filled(pictures, boxes, tiles, (height, width, 3), 0)}
+    normals, occlusions = [s.normal for _, s in used], [s.occlusion for _, s in used]
+    if any(picture is not None for picture in normals):
+        layers["normal"] = _filled([_like(p, 3) for p in normals], boxes, tiles, (height, width, 3), (128, 128, 255))
+    if any(picture is not None for picture in occlusions):
+        layers["occlusion"] = _filled([_like(p, 0) for p in occlusions], boxes, tiles, (height, width), 255)
+    return moved.astype(np.float32), Material(**layers)
+
+
+def _shelves(sizes: list[tuple[int, int]]) -> tuple[int, int, list[tuple[int, int]]]:
+    """Rectangles (width, height) in rows, tallest first: width and height of the whole, and their top left corners."""
+    widest = max(w for w, _ in sizes)
+    limit = max(widest, int(np.ceil(np.sqrt(sum(w * h for w, h in sizes)))))
+    places = [(0, 0)] * len(sizes)
+    x = y = row = width = 0
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][1]):
+        w, h = sizes[i]
+        if x and x + w > limit:
+            x, y, row = 0, y + row, 0
+        places[i] = (x, y)
+        x, row = x + w, max(row, h)
+        width = max(width, x)
+    return width, y + row, places
+
+
+def _filled(
+    pictures: Sequence[NDArray[np.uint8] | None],
+    boxes: list[tuple[int, int, int, int]],
+    tiles: list[tuple[int, int]],
+    shape: tuple[int, ...],
+    background: int | tuple[int, int, int],
+) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    out = np.empty(shape, np.uint8)
+    out[:] = background
+    for picture, (x, y, w, h), (n, m) in zip(pictures, boxes, tiles, strict=True):
+        if picture is None:
+            continue
+        size = (w // n, h // m)
+        if (picture.shape[1], picture.shape[0]) != size:
+            picture = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX))
+        tiled = np.tile(picture, (m, n) + (1,) * (len(shape) - 2))
+        border = [(BORDER, BORDER), (BORDER, BORDER)] + [(0, 0)] * (len(shape) - 2)
+        out[y - BORDER : y + h + BORDER, x - BORDER : x + w + BORDER] = np.pad(tiled, border, mode="edge")
+    return out
+
+
+def encode_base_color(picture: NDArray[np.uint8]) -> tuple[bytes, str]:
+    """Bytes and media type: PNG when small, else JPEG without colour subsampling, whose bleeding shows at seams."""
+    from PIL import Image
+
+    if picture.shape[0] * picture.shape[1] <= PNG_PIXELS:
+        return encode_png(picture), "image/png"
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return out.getvalue(), "image/jpeg"
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """[H, W] or [H, W, 3] as PNG, to the bit."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG", compress_level=4)  # half the time of the default for 3 % more bytes
+    return out.getvalue()
+
+
+def sample(picture: NDArray[np.uint8], uvs: NDArray) -> NDArray[np.float64]:
+    """[..., C] values of a picture at uvs [..., 2], linear between texel centres, repeated outside 0 to 1."""
+    height, width = picture.shape[:2]
+    inside = np.where((uvs < 0) | (uvs > 1), uvs % 1.0, uvs).astype(np.float64)  # 1 is the far edge, not the near one
+    x, y = inside[..., 0] * width - 0.5, (1 - inside[..., 1]) * height - 0.5
+    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    left, right = np.clip(x0, 0, width - 1), np.clip(x0 + 1, 0, width - 1)
+    above, below = np.clip(y0, 0, height - 1), np.clip(y0 + 1, 0, height - 1)
+    top = picture[above, left] * (1 - fx) + picture[above, right] * fx
+    bottom = picture[below, left] * (1 - fx) + picture[below, right] * fx
+    return top * (1 - fy) + bottom * fy
+
+
+def vertex_colors(mesh: Mesh) -> NDArray[np.uint8] | None:
+    """[V, 3] sRGB for formats without textures: the mesh's own colours, else the texture's mean over the corners."""
+    if mesh.colors is not None or mesh.material is None or mesh.uvs is None:
+        return mesh.colors
+    light = sample(mesh.material.base_color, mesh.uvs).reshape(-1, 3)
+    corners = mesh.faces.reshape(-1)
+    count = np.maximum(np.bincount(corners, minlength=len(mesh.vertices)), 1)
+    sums = [np.bincount(corners, light[:, i], len(mesh.vertices)) for i in range(3)]
+    return np.round(np.stack(sums, axis=1) / count[:, None]).astype(np.uint8)
