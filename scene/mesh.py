@@ -129,6 +129,15 @@ class Mesh:
                 normals[:, axis] += column
         return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
 
+    def face_shapes(self) -> NDArray[np.float64]:
+        """[F] height of each face over its longest edge, by the length of that edge: 0 for a degenerate one.
+
+        At most 0.87, blind to the unit.
+        """
+        edges = self.vertices[self.faces] - self.vertices[np.roll(self.faces, -1, axis=1)]
+        longest = np.square(edges).sum(axis=2).max(axis=1, initial=0.0)
+        return 2 * self.face_areas / np.maximum(longest, 1e-300)
+
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lowest and highest corner of the vertices that faces use. Raises ValueError for an empty mesh."""
         if not len(self.faces):
@@ -152,7 +161,7 @@ class Mesh:
 
     def facts(self) -> MeshFacts:
         """Counts, closedness, manifoldness, area and volume."""
-        edges = _Edges.of(self.faces)
+        edges = Edges.of(self.faces)
         per_edge = np.bincount(edges.ids, minlength=edges.count)
         # Two faces agree on the orientation when they run along their common edge in opposite directions.
         balance = np.bincount(edges.ids, np.where(edges.ascending, 1.0, -1.0), edges.count)
@@ -182,20 +191,21 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class _Edges:
-    """The three directed edges of each face, matched up: corner (f, i) starts the edge to corner (f, i + 1)."""
+class Edges:
+    """The three directed edges of each face, matched up: the edge 3 f + i leads from corner i of face f to the next."""
 
     ids: NDArray[np.int64]  # [3F] undirected edge of each directed one, face-major
     ascending: NDArray[np.bool_]  # [3F] whether it runs from the lower to the higher index
     count: int
 
     @staticmethod
-    def of(faces: NDArray[np.int32]) -> _Edges:
+    def of(faces: NDArray[np.int32]) -> Edges:
+        """The edges of faces [F, 3]."""
         start = faces.reshape(-1).astype(np.int64)
         stop = np.roll(faces, -1, axis=1).reshape(-1).astype(np.int64)
         keys = np.minimum(start, stop) * (int(faces.max(initial=0)) + 1) + np.maximum(start, stop)
         unique, ids = np.unique(keys, return_inverse=True)
-        return _Edges(ids.reshape(-1), start < stop, len(unique))
+        return Edges(ids.reshape(-1), start < stop, len(unique))
 
     def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Directed edges that lie on a common undirected one, as neighbours in a chain: [P], [P] indices into ids."""
@@ -204,7 +214,7 @@ class _Edges:
         return order[:-1][same], order[1:][same]
 
 
-def _connected(count: int, a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[np.int32]:
+def connected_parts(count: int, a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[np.int32]:
     """Component number [count] of the nodes of a graph with edges a-b."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -213,7 +223,7 @@ def _connected(count: int, a: NDArray[np.integer], b: NDArray[np.integer]) -> ND
     return connected_components(graph, directed=False)[1]
 
 
-def _vertices_are_manifold(faces: NDArray[np.int32], edges: _Edges, per_edge: NDArray[np.int64]) -> bool:
+def _vertices_are_manifold(faces: NDArray[np.int32], edges: Edges, per_edge: NDArray[np.int64]) -> bool:
     """Whether the corners that meet in each vertex hang together through the edges they share."""
     if not len(faces):
         return True
@@ -227,7 +237,7 @@ def _vertices_are_manifold(faces: NDArray[np.int32], edges: _Edges, per_edge: ND
     b = np.concatenate(
         [np.where(same_start, second, follow[second]), np.where(same_start, follow[second], second)],
     )
-    fans = _connected(len(flat), a, b)
+    fans = connected_parts(len(flat), a, b)
     # One fan per vertex: as many distinct fans as distinct vertices.
     return len(np.unique(fans)) == len(np.unique(flat))
 
@@ -237,7 +247,7 @@ def face_components(mesh: Mesh) -> NDArray[np.int32]:
     if not len(mesh.faces):
         return np.zeros(0, dtype=np.int32)
     first = mesh.faces[:, 0]
-    parts = _connected(len(mesh.vertices), np.concatenate([first, first]), mesh.faces[:, 1:].T.reshape(-1))
+    parts = connected_parts(len(mesh.vertices), np.concatenate([first, first]), mesh.faces[:, 1:].T.reshape(-1))
     return np.unique(parts[first], return_inverse=True)[1].reshape(-1).astype(np.int32)
 
 
@@ -252,18 +262,17 @@ def select_faces(mesh: Mesh, keep: NDArray[np.bool_] | NDArray[np.integer]) -> M
     return Mesh(mesh.vertices[used], renumbered[faces], colors, uvs, mesh.material)
 
 
-def clean(mesh: Mesh, *, min_share: float = 0.0, min_faces: int = 1) -> Mesh:
+def clean(mesh: Mesh, *, min_share: float = 0.0, min_faces: int = 1, least_shape: float = 1e-12) -> Mesh:
     """Without degenerate and repeated faces, small parts and unused vertices.
 
     min_share: parts with a smaller area than this share of the largest part's go; 0 keeps all.
-    min_faces: parts of fewer faces go.  Of faces with the same three vertices one stays, whatever their orientation.
+    min_faces: parts of fewer faces go.  least_shape: faces whose height is a smaller share of their length go.
+    Of faces with the same three vertices one stays, whatever their orientation.
     """
     corners = np.sort(mesh.faces, axis=1)
     distinct = (corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2])
     # Relative to its longest edge: absolute limits would eat the detail of a mesh in kilometres.
-    edges = mesh.vertices[mesh.faces] - mesh.vertices[np.roll(mesh.faces, -1, axis=1)]
-    longest = np.square(edges).sum(axis=2).max(axis=1, initial=0.0)
-    keep = distinct & (mesh.face_areas > 1e-12 * longest)
+    keep = distinct & (mesh.face_shapes() > least_shape)
     candidates = np.flatnonzero(keep)
     candidates = candidates[np.sort(np.unique(corners[candidates], axis=0, return_index=True)[1])]
     mesh = select_faces(mesh, candidates)
@@ -276,10 +285,11 @@ def clean(mesh: Mesh, *, min_share: float = 0.0, min_faces: int = 1) -> Mesh:
 
 
 def decimate(mesh: Mesh, faces: int) -> Mesh:
-    """At most about `faces` triangles, by quadric edge collapses (fast-simplification); colours come along, uvs do not.
+    """At most `faces` triangles, by quadric edge collapses (fast-simplification); colours come along, uvs do not.
 
-    A mesh within the budget comes back as it is. The library stops a little above the budget where a further collapse
-    would turn a face round. Raises ValueError for a budget below 4.
+    A mesh within the budget comes back as it is. More are left only where every part is down to its last few faces.
+    Collapses leave some edges of four faces where thin parts meet; `scene/mesh_repair.py` decimates and mends them.
+    Raises ValueError for a budget below 4.
     """
     import fast_simplification
 
@@ -291,11 +301,15 @@ def decimate(mesh: Mesh, faces: int) -> Mesh:
     low, high = mesh.bounds()
     centre, scale = (low + high) / 2, max(float((high - low).max()), 1e-300)
     points: Any = ((mesh.vertices - centre) / scale).astype(np.float32)
-    simplified: Any = fast_simplification.simplify(points, mesh.faces, target_count=faces, agg=5.0)
-    simple = Mesh(simplified[0].astype(np.float64) * scale + centre, simplified[1])
-    if mesh.colors is not None:
-        simple = replace(simple, colors=transfer_colors(mesh, simple.vertices))
-    return clean(simple)
+    target = faces
+    for _ in range(8):
+        simplified: Any = fast_simplification.simplify(points, mesh.faces, target_count=target, agg=5.0)
+        simple = clean(Mesh(simplified[0].astype(np.float64) * scale + centre, simplified[1]))
+        if len(simple.faces) <= faces or target == 4:
+            break
+        # It stops above its target where a further collapse would turn a face round.
+        target = max(4, target - 2 * (len(simple.faces) - faces))
+    return simple if mesh.colors is None else replace(simple, colors=transfer_colors(mesh, simple.vertices))
 
 
 def transfer_colors(mesh: Mesh, points: NDArray[np.float64], *, neighbours: int = 4) -> NDArray[np.uint8]:
