@@ -164,8 +164,7 @@ class Mesh:
         edges = Edges.of(self.faces)
         per_edge = np.bincount(edges.ids, minlength=edges.count)
         # Two faces agree on the orientation when they run along their common edge in opposite directions.
-        balance = np.bincount(edges.ids, np.where(edges.ascending, 1.0, -1.0), edges.count)
-        watertight = len(self.faces) > 0 and bool((per_edge == 2).all() and (balance == 0).all())
+        watertight = len(self.faces) > 0 and bool((per_edge == 2).all() and (edges.balance() == 0).all())
         bounds = None
         if len(self.faces):
             low, high = (corner.tolist() for corner in self.bounds())
@@ -206,6 +205,10 @@ class Edges:
         keys = np.minimum(start, stop) * (int(faces.max(initial=0)) + 1) + np.maximum(start, stop)
         unique, ids = np.unique(keys, return_inverse=True)
         return Edges(ids.reshape(-1), start < stop, len(unique))
+
+    def balance(self) -> NDArray[np.intp]:
+        """[count] how many more faces run along each edge one way than the other; 0 inside an oriented surface."""
+        return 2 * np.bincount(self.ids[self.ascending], minlength=self.count) - np.bincount(self.ids)
 
     def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Directed edges that lie on a common undirected one, as neighbours in a chain: [P], [P] indices into ids."""
@@ -302,6 +305,7 @@ def decimate(mesh: Mesh, faces: int) -> Mesh:
     centre, scale = (low + high) / 2, max(float((high - low).max()), 1e-300)
     points: Any = ((mesh.vertices - centre) / scale).astype(np.float32)
     target = faces
+    simple = mesh
     for _ in range(8):
         simplified: Any = fast_simplification.simplify(points, mesh.faces, target_count=target, agg=5.0)
         simple = clean(Mesh(simplified[0].astype(np.float64) * scale + centre, simplified[1]))

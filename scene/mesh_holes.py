@@ -52,7 +52,7 @@ def fill_holes(mesh: Mesh, most_edges: int) -> tuple[Mesh, int]:
 
 @dataclass(frozen=True)
 class _Hole:
-    """vertices: [n] in the direction of the faces that would close it.  normals: [n, 3] unit, beyond edge i to i + 1."""
+    """vertices: [n], running as the faces that would close it.  normals: [n, 3] unit, beyond edge i to i + 1."""
 
     vertices: NDArray[np.int64]
     normals: NDArray[np.float64]

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scene.mesh import Edges, Mesh, clean, connected_parts, decimate, face_components, select_faces
+from scene.mesh import Edges, Mesh, clean, connected_parts, decimate, select_faces
 from scene.mesh_holes import fill_holes
+from scene.mesh_outward import outward
+from scene.mesh_slivers import without_slivers
 
 FACES_ON_AN_EDGE = 16  # more are no surface, and their pairs would be too many to compare
 APART = 0.01  # of the way to the faces around it, how far a vertex that was split moves; readers that merge equal
 # places would else join again what was cut
-SLIVER = 1e-6  # height by length of a face that shows nothing
-NEEDLE = 1e-3  # of a sliver's length: a side shorter than this is collapsed
 PASSES = 4
 
 Indices = NDArray[np.int64]
@@ -58,7 +58,7 @@ def decimate_and_repair(mesh: Mesh, faces: int, *, min_share: float = 0.0) -> tu
     Cutting and filling add some faces, so the decimation aims as much below the budget. min_share: parts of a smaller
     area than this share of the largest part's are dropped; collapses and cuts leave crumbs.
     """
-    target = faces
+    target, sound, done = faces, mesh, ()
     for _ in range(PASSES):
         sound, done = repair(decimate(mesh, target))
         sound = clean(sound, min_share=min_share)
@@ -75,81 +75,15 @@ def is_sound(mesh: Mesh) -> bool:
     return (
         len(tidy.faces) == len(mesh.faces)
         and len(tidy.vertices) == len(mesh.vertices)
-        and bool((np.abs(orientation_balance(mesh)) < 2).all())
+        and bool((np.abs(Edges.of(mesh.faces).balance()) < 2).all())
         and mesh.facts().manifold
     )
-
-
-def orientation_balance(mesh: Mesh) -> NDArray[np.float64]:
-    """[E] of each edge, how many more faces run along it one way than the other; 0 inside a consistent surface."""
-    edges = Edges.of(mesh.faces)
-    return np.bincount(edges.ids, np.where(edges.ascending, 1.0, -1.0), edges.count)
-
-
-def outward(mesh: Mesh) -> tuple[Mesh, int]:
-    """The mesh with its closed parts turned so that their normals point out of the solid, and how many were turned."""
-    wrong = inward_parts(mesh)
-    if not wrong.any():
-        return mesh, 0
-    parts = face_components(mesh)
-    faces = np.where(wrong[parts][:, None], mesh.faces[:, ::-1], mesh.faces)
-    return replace(mesh, faces=faces), int(wrong.sum())
-
-
-def inward_parts(mesh: Mesh) -> NDArray[np.bool_]:
-    """[components] which closed parts of a manifold mesh have normals that point into the solid.
-
-    The wall of a cavity, a closed part that lies in a larger one, is right when it encloses a negative volume.
-    """
-    parts = face_components(mesh)
-    volumes, closed = closed_volumes(mesh, parts)
-    wrong = closed & (volumes < 0)
-    for part in np.flatnonzero(wrong):
-        around = _parts_around(mesh, parts, closed & (np.abs(volumes) > abs(volumes[part])), int(part))
-        wrong[part] = around % 2 == 0
-    return wrong
-
-
-def closed_volumes(mesh: Mesh, parts: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Signed volume of each part and whether it is closed: [components], [components]."""
-    count = int(parts.max(initial=-1)) + 1
-    edges = Edges.of(mesh.faces)
-    per_edge = np.bincount(edges.ids, minlength=edges.count)
-    balance = orientation_balance(mesh)
-    open_edge = ((per_edge != 2) | (balance != 0))[edges.ids].reshape(-1, 3).any(axis=1)
-    closed = np.bincount(parts, open_edge, count) == 0
-    size = np.maximum(np.bincount(parts, minlength=count), 1)
-    corners = mesh.vertices[mesh.faces]
-    centres = np.stack([np.bincount(parts, corners[:, 0, axis], count) for axis in range(3)], axis=1) / size[:, None]
-    a, b, c = (corners[:, i] - centres[parts] for i in range(3))
-    return np.bincount(parts, np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, count), closed
-
-
-def _parts_around(mesh: Mesh, parts: NDArray[np.int32], among: NDArray[np.bool_], part: int) -> int:
-    """How many of the closed parts `among` have a vertex of `part` inside, by their winding numbers."""
-    inside = 0
-    point = mesh.vertices[mesh.faces[np.flatnonzero(parts == part)[0], 0]]
-    for other in np.flatnonzero(among):
-        corners = mesh.vertices[mesh.faces[parts == other]]
-        flat = corners.reshape(-1, 3)
-        if (point > flat.min(axis=0)).all() and (point < flat.max(axis=0)).all():
-            inside += abs(_winding_number(corners - point)) > 0.5
-    return inside
-
-
-def _winding_number(corners: NDArray[np.float64]) -> float:
-    """How often triangles [F, 3, 3] surround the origin. Source: van Oosterom and Strackee (1983), eq. 8."""
-    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    la, lb, lc = (np.linalg.norm(x, axis=1) for x in (a, b, c))
-    top = np.einsum("ij,ij->i", a, np.cross(b, c))
-    below = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
-    return float(np.arctan2(top, below).sum() / (2 * np.pi))
 
 
 def _pass(mesh: Mesh, done: list[str]) -> Mesh:
     """One round: slivers, repeated faces, orientation, cuts."""
     before = len(mesh.faces)
-    mesh = clean(_without_slivers(mesh), least_shape=1e-10)
+    mesh = clean(without_slivers(mesh), least_shape=1e-10)
     if before > len(mesh.faces):
         done.append(f"{_count(before - len(mesh.faces), 'degenerate or repeated face')} removed")
     if not len(mesh.faces):
@@ -329,12 +263,13 @@ def _halve_shared_edges(mesh: Mesh, partner: Indices) -> tuple[Mesh, int]:
         colors = np.concatenate([colors, between])
     middles = np.full(len(partner), -1, dtype=np.int64)
     middles[shared] = len(mesh.vertices) + middle.reshape(-1)
-    return Mesh(vertices, _subdivided(mesh.faces, middles.reshape(-1, 3)), colors), len(np.unique(edges.ids[shared]))
+    return Mesh(vertices, _subdivided(mesh.faces.astype(np.int64), middles.reshape(-1, 3)), colors), len(
+        np.unique(edges.ids[shared])
+    )
 
 
-def _subdivided(faces: NDArray[np.int32], middles: Indices) -> NDArray[np.int64]:
+def _subdivided(faces: Indices, middles: Indices) -> NDArray[np.int32]:
     """Faces with the middles [F, 3] of some of their edges (-1 for none) as vertices; untouched faces come first."""
-    faces = faces.astype(np.int64)
     count = (middles >= 0).sum(axis=1)
     pieces = [faces[count == 0]]
     # Turned so that the first edge has a middle, and the last one none as long as there is one without.
@@ -349,7 +284,7 @@ def _subdivided(faces: NDArray[np.int32], middles: Indices) -> NDArray[np.int64]
     for number, pattern in patterns.items():
         of_face = np.concatenate([faces, middles], axis=1)[count == number]
         pieces += [of_face[:, list(corners)] for corners in pattern]
-    return np.concatenate(pieces)
+    return np.concatenate(pieces).astype(np.int32)
 
 
 def _moved_apart(mesh: Mesh, moved: NDArray[np.bool_]) -> Mesh:
@@ -373,74 +308,19 @@ def _moved_apart(mesh: Mesh, moved: NDArray[np.bool_]) -> Mesh:
     return mesh
 
 
-def _without_slivers(mesh: Mesh) -> Mesh:
-    """Faces that show nothing collapsed or flipped away, so that no gap opens where they were."""
-    for _ in range(PASSES):
-        shape = mesh.face_shapes()
-        thin = np.flatnonzero(shape < SLIVER)
-        corners = np.sort(mesh.faces[thin], axis=1)
-        thin = thin[(corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2])]
-        if not len(thin):
-            break
-        sides = np.linalg.norm(
-            mesh.vertices[np.roll(mesh.faces[thin], -1, axis=1)] - mesh.vertices[mesh.faces[thin]], axis=2
-        )
-        short = sides.min(axis=1) <= NEEDLE * sides.max(axis=1)
-        corner = np.where(short, sides.argmin(axis=1), sides.argmax(axis=1))
-        if short.any():
-            mesh = _collapsed(mesh, thin[short], corner[short])
-        else:
-            mesh = _flipped(mesh, thin, corner)
-    return mesh
-
-
-def _collapsed(mesh: Mesh, thin: Indices, corner: Indices) -> Mesh:
-    """The ends of these edges (from `corner` of faces `thin` to the next) made one vertex."""
-    a, b = mesh.faces[thin, corner], mesh.faces[thin, (corner + 1) % 3]
-    parts = connected_parts(len(mesh.vertices), a, b)
-    keeper = np.unique(parts, return_index=True)[1]
-    faces = keeper[parts][mesh.faces]
-    flat = (faces == np.roll(faces, 1, axis=1)).any(axis=1)
-    return select_faces(replace(mesh, faces=faces), ~flat)
-
-
-def _flipped(mesh: Mesh, thin: Indices, corner: Indices) -> Mesh:
-    """The long edges of flat faces turned to the face beyond, where there is just one that has not changed yet."""
-    edges = Edges.of(mesh.faces)
-    partner = np.full(3 * len(mesh.faces), -1, dtype=np.int64)
-    per_edge = np.bincount(edges.ids, minlength=edges.count)
-    first, second = edges.pairs()
-    simple = (per_edge[edges.ids[first]] == 2) & (edges.ascending[first] != edges.ascending[second])
-    partner[first[simple]], partner[second[simple]] = second[simple], first[simple]
-    faces = mesh.faces.copy()
-    keep = np.ones(len(faces), dtype=bool)
-    touched: set[int] = set()
-    for face, at in zip(thin.tolist(), corner.tolist(), strict=True):
-        beyond = int(partner[3 * face + at])
-        if face in touched or beyond // 3 in touched:
-            continue
-        if beyond < 0:
-            keep[face] = False  # nothing lies behind it: without it the border just becomes straight
-            continue
-        a, b, c = (int(mesh.faces[face, (at + i) % 3]) for i in range(3))
-        d = int(mesh.faces[beyond // 3, (beyond + 2) % 3])
-        if c != d:
-            touched |= {face, beyond // 3}
-            faces[face], faces[beyond // 3] = (a, d, c), (d, b, c)
-    return select_faces(replace(mesh, faces=faces), keep)
-
-
 def _without_faults(mesh: Mesh, done: list[str]) -> Mesh:
     """Without the faces at places that the passes could not mend; only numbers at the limit of floats come here."""
     before = len(mesh.faces)
-    while not is_sound(mesh):
+    while not is_sound(mesh):  # each round removes a face
         mesh = clean(mesh)
         edges = Edges.of(mesh.faces)
         per_edge = np.bincount(edges.ids, minlength=edges.count)
-        bad_edge = (per_edge > 2) | (np.abs(orientation_balance(mesh)) > 1)
-        bad = bad_edge[edges.ids].reshape(-1, 3).any(axis=1)
-        if not bad.any() and not mesh.facts().manifold_vertices:
-            bad = np.isin(mesh.faces, _split_vertices(mesh)).any(axis=1)
+        bad_edge = (per_edge > 2) | (np.abs(edges.balance()) > 1)
+        bad = np.any(bad_edge[edges.ids].reshape(-1, 3), axis=1)
+        if not bad.any():
+            several = np.zeros(len(mesh.vertices), dtype=bool)
+            several[_split_vertices(mesh)] = True
+            bad = np.any(several[mesh.faces], axis=1)
         mesh = select_faces(mesh, ~bad)
     done.append(f"{_count(before - len(mesh.faces), 'face')} removed where nothing else helped")
     return mesh

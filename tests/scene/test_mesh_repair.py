@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scene.mesh import Mesh, decimate, select_faces
-from scene.mesh_repair import decimate_and_repair, inward_parts, is_sound, repair
+from scene.mesh_outward import inward_parts
+from scene.mesh_repair import decimate_and_repair, is_sound, repair
 
 
 def solid(shape: trimesh.Trimesh, at: tuple[float, float, float] = (0, 0, 0)) -> Mesh:
@@ -33,7 +34,7 @@ def together(*meshes: Mesh) -> Mesh:
 def welded(mesh: Mesh) -> Mesh:
     """Vertices in the same place made one, as readers do."""
     vertices, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    return Mesh(vertices, index.reshape(-1)[mesh.faces])
+    return Mesh(vertices, index.reshape(-1)[mesh.faces].astype(np.int32))
 
 
 def turned(mesh: Mesh, which: np.ndarray) -> Mesh:
@@ -143,7 +144,7 @@ def _blocks(cells: np.ndarray) -> Mesh:
             normal = np.round(np.cross(corners[1] - corners[0], corners[2] - corners[0])).astype(int)
             beyond = np.array([x, y, z]) + normal
             if (beyond < 0).any() or (beyond >= cells.shape).any() or not cells[tuple(beyond)]:
-                squares.append(corners + (x, y, z))
+                squares.append(corners + np.array([x, y, z]))
     corners = np.concatenate(squares)
     return Mesh(corners, np.arange(len(corners), dtype=np.int32).reshape(-1, 3))
 
@@ -200,7 +201,9 @@ def test_pinholes_are_filled_with_the_surface_that_was_there(missing):
 
 def test_filling_never_folds_back():
     single = Mesh(np.eye(3), np.array([[0, 1, 2]], np.int32))
-    sheet = Mesh(np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float), np.array([[0, 1, 2], [0, 2, 3]]))
+    sheet = Mesh(
+        np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float), np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+    )
     for mesh in (single, sheet):
         assert repair(mesh) == (mesh, ())
     pipe = solid(trimesh.creation.cylinder(0.2, 8.0, sections=10))
