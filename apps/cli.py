@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from scene.errors import Interrupted, MaquetteError, ResourceError
+from scene.errors import Interrupted, MaquetteError, ResourceError, did_you_mean
 
 COMMANDS = {
     "recon": ("apps.pipeline", "photos, a video or posed images -> 3D scene, mesh, film and report"),
@@ -57,7 +57,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"maquette {version()}\n")
         return 0
     if arguments[0] not in COMMANDS:
-        sys.stderr.write(f"maquette: there is no command '{arguments[0]}'\n\n{help_text()}")
+        sys.stderr.write(f"maquette: there is no command '{arguments[0]}'{did_you_mean(arguments[0], COMMANDS)}\n\n")
+        sys.stderr.write(help_text())
         return 2
     debug = "--debug" in arguments
     try:

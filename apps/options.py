@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import tyro
 from tyro.conf import Positional
 
-from scene.errors import InputError
+from scene.errors import InputError, did_you_mean
 from scene.files import read_json
+from scene.untrusted import real
 
 T = TypeVar("T")
 
@@ -62,6 +63,8 @@ class Recon:
             raise InputError(f"--downscale must lie between 1 and 64, got {self.downscale}")
         if self.holdout < 0 or self.holdout == 1:
             raise InputError(f"--holdout must be 0 (none) or at least 2, got {self.holdout}: some photos must train")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"--seed must be 0 or more and fit 63 bits, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class ReconJob:
         """The content of config.json: every option with its final value."""
         keep = ("preset", "max_minutes", "downscale", "holdout", "device", "seed")
         options = {name: getattr(self.request, name) for name in keep}
-        return {"source": str(self.request.source.resolve()), **options, "options": dataclasses.asdict(self.config)}
+        return {"source": str(real(self.request.source)), **options, "options": dataclasses.asdict(self.config)}
 
 
 def parse(cls: type[T], command: str, arguments: Sequence[str]) -> T:
@@ -213,7 +216,8 @@ def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := set(values) - set(fields):
-        raise ValueError(f"unknown option {sorted(unknown)[0]!r}")
+        name = sorted(unknown)[0]
+        raise ValueError(f"unknown option {name!r}{did_you_mean(name, fields)}")
     return cls(**{name: _typed(value, hints[name], name) for name, value in values.items()})
 
 
@@ -295,14 +299,14 @@ def _resumed(folder: Path, arguments: Sequence[str]) -> ReconJob:
                 f"{folder} was started with {flag} {getattr(old, name)}, not {getattr(new, name)}; "
                 "--resume keeps a run's options: leave the flag out, or start a new run with another --out"
             )
-    if request.source.resolve() not in (job.request.source, folder.resolve()):
+    if real(request.source) not in (job.request.source, real(folder)):
         raise InputError(f"{folder} is a run of {job.request.source}, not of {request.source}; name another --out")
     request = dataclasses.replace(job.request, json=request.json, debug=request.debug, resume=True, out=folder)
     return dataclasses.replace(job, request=request)
 
 
 def _run_stem(source: Path, method: str) -> str:
-    name = source.resolve().name.removesuffix(".zip") or "scene"
+    name = real(source).name.removesuffix(".zip") or "scene"
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) + f"-{method}"
 
 

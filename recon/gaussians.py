@@ -32,6 +32,7 @@ from scene.ops.photometric_loss import photometric_loss_and_grad
 from scene.ops.splat_step import AdamState, Rates, SplatStep
 from scene.rasterize import RasterSettings, render
 from scene.runs import StepReport
+from scene.untrusted import MAX_SPLATS
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,29 @@ class Config:
     seed: int = 0
     """seed of every random choice"""
 
+    def __post_init__(self) -> None:
+        for name, (least, most) in LIMITS.items():
+            if not least <= getattr(self, name) <= most:  # false for NaN as well
+                raise InputError(
+                    f"--{name.replace('_', '-')} must lie between {least:g} and {most:g}, got {getattr(self, name)}"
+                )
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "steps": (1, 10_000_000),
+    "max_splats": (1, MAX_SPLATS),
+    "sh_degree": (0, 3),
+    "ssim_weight": (0, 1),
+    "coarse_levels": (0, 10),
+    "means_lr": (0, 1),
+    "noise": (0, 1e9),
+    "opacity_pull": (0, 10),
+    "scale_pull": (0, 10),
+    "initial_splats": (1, MAX_SPLATS),
+    "checkpoint_seconds": (0, math.inf),
+    "seed": (0, 2**63 - 1),
+}
+"""What options may be; beyond it training could only fail after the cameras have been estimated."""
 
 PRESETS: dict[str, dict[str, int]] = {
     "draft": {"steps": 2500, "max_splats": 40_000},
@@ -401,11 +425,21 @@ def _watch(trainer: _Trainer, p: float) -> None:
 
 def _restored(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trainer:
     """The state that `_checkpoint` saved. Raises InputError when it does not fit this capture and config."""
-    tensors, state = checkpoint.tensors, checkpoint.state
-    if state["steps"] != config.steps:
+    if checkpoint.state.get("steps") != config.steps:
         raise InputError(
-            f"the checkpoint was made for {state['steps']} steps, not {config.steps}; resume with its options"
+            f"the checkpoint was made for {checkpoint.state.get('steps')} steps, not {config.steps}; resume with its "
+            "options"
         )
+    try:
+        return _unpacked(capture, config, checkpoint)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(
+            f"the checkpoint does not hold a state of this method ({error}); start again in a new --out"
+        ) from error
+
+
+def _unpacked(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trainer:
+    tensors, state = checkpoint.tensors, checkpoint.state
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -3,6 +3,9 @@
 A message says what was expected, what came and what to do next; it is printed without a traceback unless `--debug`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class MaquetteError(Exception):
     """Base of the errors whose message is written for users."""
@@ -32,3 +35,9 @@ class Interrupted(MaquetteError):
     """Stopped by the user; the run can be resumed."""
 
     exit_code = 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: which of the known ones it may be a slip of, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
