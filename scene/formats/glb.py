@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 
 from scene.cameras import Camera
 from scene.formats.gltf import ELEMENT_ARRAY_BUFFER, GlbWriter, GltfFile, natural, sound
-from scene.formats.materials import (
-    Surface,
-    encode_base_color,
-    encode_png,
-    linear_to_srgb,
-    one_surface,
-    srgb_to_linear,
-)
+from scene.formats.materials import Surface, dressed, linear_to_srgb, srgb_to_linear
+from scene.formats.pictures import encode_base_color, encode_png, rgb
 from scene.formats.welding import weld_seams
 from scene.mesh import Material, Mesh, select_faces
 from scene.untrusted import MAX_TEXTURE_PIXELS, decode_picture
@@ -175,13 +169,9 @@ class _MeshReader:
         if not parts:
             raise ValueError("no triangles in it")
         whole = joined([mesh for mesh, _ in parts])
-        materials = np.concatenate([material for _, material in parts])
-        surfaces = list(self.surfaces)
-        uvs, material = one_surface(
-            whole.uvs, np.searchsorted(np.sort(surfaces), materials), [self.surfaces[i] for i in sorted(surfaces)]
-        )
-        colors = None if material is not None else _tinted_colors(whole, materials, self.surfaces)
-        return Mesh(whole.vertices, whole.faces, colors, uvs, material)
+        known = sorted(self.surfaces)
+        of_face = np.searchsorted(known, np.concatenate([material for _, material in parts]))
+        return dressed(whole, of_face, [self.surfaces[i] for i in known])
 
     def _shape(self, number: int) -> tuple[Mesh, NDArray[np.int64]] | None:
         """One mesh of the file, seams joined, and the material of each face."""
@@ -215,11 +205,7 @@ class _MeshReader:
         material = primitive.get("material")
         chosen = self._surface(natural(material)) if material is not None else 0
         if f"TEXCOORD_{chosen}" in attributes:
-            at = (
-                self.file.accessor(attributes[f"TEXCOORD_{chosen}"], "VEC2")[faces]
-                if len(faces)
-                else np.zeros((0, 3, 2))
-            )
+            at = self.file.accessor(attributes[f"TEXCOORD_{chosen}"], "VEC2")[faces]
             at = np.nan_to_num(self._transformed(at, material), posinf=0, neginf=0)
             uvs = (at * [1, -1] + [0, 1]).astype(np.float32)
         # Buffers are often shared: only the vertices of this part.
@@ -272,10 +258,9 @@ class _MeshReader:
         source, data = found
         if source not in self.pictures:
             name = f"{self.file.path}: picture {source}"
-            picture = decode_picture(data, name, most_pixels=self.pixels)
+            picture = rgb(decode_picture(data, name, most_pixels=self.pixels))
             self.pixels -= picture.shape[0] * picture.shape[1]
-            picture = picture[..., :3] if picture.shape[2] >= 3 else np.repeat(picture, 3, axis=2)
-            self.pictures[source] = np.ascontiguousarray(picture)
+            self.pictures[source] = picture
         return self.pictures[source]
 
 
@@ -302,14 +287,3 @@ def joined(parts: list[Mesh]) -> Mesh:
         np.concatenate(colors) if len(colors) == len(parts) else None,
         uvs,
     )
-
-
-def _tinted_colors(
-    mesh: Mesh, materials: NDArray[np.int64], surfaces: Mapping[int, Surface]
-) -> NDArray[np.uint8] | None:
-    """Vertex colours times the one factor that all faces have; a factor alone colours every vertex."""
-    factor = np.clip(np.array(surfaces[int(materials[0])].factor), 0, 1)
-    if (factor == 1).all():
-        return mesh.colors
-    light = np.ones(mesh.vertices.shape) if mesh.colors is None else srgb_to_linear(mesh.colors)
-    return linear_to_srgb(light * factor)

@@ -1,13 +1,12 @@
-"""Between a file's materials and ours: many to one on reading, pictures to bytes on writing, texture to vertex colours.
+"""Between a file's materials and ours: many to one on reading, a texture to vertex colours on writing.
 
 A `Mesh` has one material. A file with several gets an atlas: the pictures side by side, the uvs moved into them.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,6 @@ MAX_ATLAS = 8192  # px
 BORDER = 4  # px of repeated edge around each picture of an atlas: linear sampling and two mip levels stay inside
 FLAT = 8  # px, side of the field of a material without a picture
 MAX_TILES = 64  # a picture that one face repeats more often is finer than the atlas could show: its mean colour stands
-PNG_PIXELS = 512 * 512  # up to here a base colour is kept to the bit, above JPEG is eight times smaller
-JPEG_QUALITY = 92
 WHITE = (1.0, 1.0, 1.0)
 
 
@@ -65,24 +62,38 @@ class Surface:
         return np.stack([curves[self.base_color[..., i], i] for i in range(3)], axis=-1)
 
 
-def one_surface(
-    uvs: NDArray[np.float32] | None, surface_of_face: NDArray[np.integer], surfaces: Sequence[Surface]
-) -> tuple[NDArray[np.float32] | None, Material | None]:
-    """Uvs [F, 3, 2] and the one material in which every face looks as its own surface says; without pictures, none.
+def dressed(mesh: Mesh, surface_of_face: NDArray[np.integer], surfaces: Sequence[Surface]) -> Mesh:
+    """The mesh with one material in which each face looks as its own surface says; without pictures, in vertex colours.
 
     surface_of_face: [F] index into surfaces. With one surface the uvs stay as they are (they may repeat the picture by
-    leaving 0 to 1). With several the pictures lie side by side; they shrink where they would not fit 8192 px.
+    leaving 0 to 1). With several the pictures lie side by side in an atlas, and a surface without a picture has a field
+    of its colour there; all shrink where they would not fit 8192 px. Vertex colours count where no face has a picture.
     """
-    used = np.unique(surface_of_face)
-    kinds = {(s.factor if s.flat else id(s)) for s in (surfaces[i] for i in used)}
-    if len(kinds) <= 1:
-        surface = surfaces[used[0]] if len(used) else Surface()
-        if surface.flat or uvs is None:
-            return uvs, None
-        return uvs, Material(surface.tinted(), _like(surface.normal, 3), _like(surface.occlusion, 0))
-    if uvs is None:
-        uvs = np.zeros((len(surface_of_face), 3, 2), np.float32)
-    return _atlas(uvs, surface_of_face, [(int(i), surfaces[i]) for i in used])
+    used = [int(i) for i in np.unique(surface_of_face)]
+    flat = all(surfaces[i].flat for i in used)
+    if flat and (mesh.colors is not None or len({surfaces[i].factor for i in used}) <= 1):
+        return replace(mesh, colors=_tinted_colors(mesh, surface_of_face, surfaces))
+    if len({id(surfaces[i]) for i in used}) == 1:
+        if mesh.uvs is None:
+            return mesh
+        surface = surfaces[used[0]]
+        material = Material(surface.tinted(), _like(surface.normal, 3), _like(surface.occlusion, 0))
+        return replace(mesh, colors=None, material=material)
+    uvs = np.zeros((len(mesh.faces), 3, 2), np.float32) if mesh.uvs is None else mesh.uvs
+    uvs, material = _atlas(uvs, surface_of_face, [(i, surfaces[i]) for i in used])
+    return replace(mesh, colors=None, uvs=uvs, material=material)
+
+
+def _tinted_colors(
+    mesh: Mesh, surface_of_face: NDArray[np.integer], surfaces: Sequence[Surface]
+) -> NDArray[np.uint8] | None:
+    """Vertex colours times the factor of a face at each vertex; factors alone colour every vertex."""
+    factors = np.clip(np.nan_to_num(np.array([surface.factor for surface in surfaces], np.float64)), 0, 1)
+    if (factors[np.unique(surface_of_face)] == 1).all():
+        return mesh.colors
+    of_vertex = np.ones(mesh.vertices.shape)
+    of_vertex[mesh.faces.reshape(-1)] = factors[np.repeat(surface_of_face, 3)]
+    return linear_to_srgb(of_vertex if mesh.colors is None else srgb_to_linear(mesh.colors) * of_vertex)
 
 
 def _like(picture: NDArray[np.uint8] | None, channels: int) -> NDArray[np.uint8] | None:
@@ -176,26 +187,6 @@ def _filled(
         border = [(BORDER, BORDER), (BORDER, BORDER)] + [(0, 0)] * (len(shape) - 2)
         out[y - BORDER : y + h + BORDER, x - BORDER : x + w + BORDER] = np.pad(tiled, border, mode="edge")
     return out
-
-
-def encode_base_color(picture: NDArray[np.uint8]) -> tuple[bytes, str]:
-    """Bytes and media type: PNG when small, else JPEG without colour subsampling, whose bleeding shows at seams."""
-    from PIL import Image
-
-    if picture.shape[0] * picture.shape[1] <= PNG_PIXELS:
-        return encode_png(picture), "image/png"
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return out.getvalue(), "image/jpeg"
-
-
-def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """[H, W] or [H, W, 3] as PNG, to the bit."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG", compress_level=4)  # half the time of the default for 3 % more bytes
-    return out.getvalue()
 
 
 def sample(picture: NDArray[np.uint8], uvs: NDArray) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -101,6 +102,22 @@ def read_ply(path: Path, wanted: tuple[str, ...]) -> dict[str, Table]:
             return _read_body(file, order, elements, wanted, path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def element_columns(path: Path) -> dict[str, tuple[str, ...]]:
+    """Names of the properties of each element, from the header alone. Raises InputError when it is not PLY."""
+    with open_regular(path) as file:
+        return {element.name: tuple(p.name for p in element.properties) for element in _read_header(file, path)[1]}
+
+
+def ply_comments(path: Path) -> list[str]:
+    """The comments of the header of a PLY file. Raises InputError when it is not PLY."""
+    with open_regular(path) as file:
+        _read_header(file, path)
+        end = file.tell()
+        file.seek(0)
+        lines = file.read(end).decode("utf-8", "replace").splitlines()
+    return [line.removeprefix("comment").strip() for line in lines if line.startswith("comment ")]
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[str, tuple[Element, ...]]:
@@ -295,21 +312,22 @@ def _cast(values: NDArray, p: Property) -> NDArray:
     return values.astype(kind)
 
 
-def write_ply(path: Path, elements: dict[str, NDArray], lists: dict[str, str] | None = None) -> None:
+def write_ply(path: Path, elements: dict[str, NDArray], *, comments: Sequence[str] = ()) -> None:
     """Write record arrays as a binary little-endian PLY, atomically.
 
-    lists: for an element whose records are (count u1, values), the name of the list property.
+    A list is two fields one after the other: `NAME count` (u1), and `NAME` with as many values in each row.
     """
-    lines: list[str] = ["ply", "format binary_little_endian 1.0"]
+    lines: list[str] = ["ply", "format binary_little_endian 1.0", *(f"comment {text}" for text in comments)]
     for name, records in elements.items():
         lines.append(f"element {name} {len(records)}")
-        kinds = {field: records.dtype[field].base.str[1:] for field in records.dtype.names or ()}
-        if lists and name in lists:
-            lines.append(f"property list uchar {NAMES[kinds['values']]} {lists[name]}")
-        else:
-            lines += [f"property {NAMES[kind]} {field}" for field, kind in kinds.items()]
+        for field in records.dtype.names or ():
+            kind = records.dtype[field]
+            if kind.shape:
+                lines.append(f"property list uchar {NAMES[kind.base.str[1:]]} {field}")
+            elif not field.endswith(" count"):
+                lines.append(f"property {NAMES[kind.str[1:]]} {field}")
     lines += ["end_header", ""]
     with write_errors(path, "write the PLY file"), replacing(path) as file:
-        file.write("\n".join(lines).encode("ascii"))
+        file.write("\n".join(lines).encode("utf-8"))
         for records in elements.values():
             file.write(np.ascontiguousarray(records).data)
