@@ -106,6 +106,27 @@ class Gaussians:
         """A copy with storage of its own."""
         return Gaussians(**{name: tensor.clone() for name, tensor in self.parameters().items()})
 
+    def turned(self, matrix: Tensor) -> Gaussians:
+        """The same light after x -> matrix x: means, axes and spherical harmonics turn, sizes and opacities stay.
+
+        matrix: [3, 3] orthogonal, target from source; a mirror (determinant -1) is one too.
+        Raises ValueError when it is not orthogonal.
+        """
+        matrix = matrix.detach().to(device=self.means.device, dtype=torch.float64)
+        if not torch.allclose(matrix @ matrix.T, torch.eye(3).to(matrix), atol=1e-6):
+            raise ValueError(f"splats are turned by an orthogonal matrix, got {matrix.tolist()}")
+        # An ellipsoid is its own image through its centre: a mirror turns its axes as the rotation -matrix does.
+        quat = _matrix_to_quat(matrix * torch.linalg.det(matrix).sign())
+        coeffs = sh.rotate(self.sh_coeffs, matrix)
+        return Gaussians(
+            means=(self.means.double() @ matrix.T).to(self.means),
+            quats=_quat_product(quat, self.quats.double()).to(self.quats),
+            log_scales=self.log_scales,
+            opacity_logits=self.opacity_logits,
+            sh_dc=coeffs[:, 0],
+            sh_rest=coeffs[:, 1:],
+        )
+
     @staticmethod
     def concat(parts: Sequence[Gaussians]) -> Gaussians:
         """All of `parts` in one, in order.  Raises ValueError when there are none or their SH degrees differ."""
@@ -139,6 +160,33 @@ class Gaussians:
             sh_dc=sh.from_rgb(rgb.to(means).clamp_min(1) / 255),  # exactly black would have no gradient: clamped colour
             sh_rest=means.new_zeros(count, sh.coefficients(sh_degree) - 1, 3),
         )
+
+
+def _matrix_to_quat(rotation: Tensor) -> Tensor:
+    """[4] unit wxyz of a rotation [3, 3]; from the largest of the four sums, so that none is divided by zero."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
+    rows = [
+        [1 + xx + yy + zz, zy - yz, xz - zx, yx - xy],
+        [zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx],
+        [xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy],
+        [yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz],
+    ]  # 4 q q^T: each row is the quaternion, scaled
+    largest = max(range(4), key=lambda i: rows[i][i])
+    return torch.nn.functional.normalize(torch.tensor(rows[largest]).to(rotation), dim=0)
+
+
+def _quat_product(first: Tensor, second: Tensor) -> Tensor:
+    """[N, 4] wxyz of the rotation `second` [N, 4] followed by `first` [4]."""
+    w, x, y, z = first.unbind(-1)
+    matrix = torch.stack(
+        [
+            torch.stack([w, -x, -y, -z]),
+            torch.stack([x, w, -z, y]),
+            torch.stack([y, z, w, -x]),
+            torch.stack([z, -y, x, w]),
+        ]
+    )
+    return second @ matrix.T
 
 
 def _squared_spacing(points: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""3DGS PLY: Gaussians as the original 3D Gaussian Splatting writes them."""
+"""3DGS PLY: Gaussians as the original 3D Gaussian Splatting writes them; compressed ones of PlayCanvas are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from scene.errors import InputError
+from scene.formats.compressed_ply import is_compressed, unpack_ply
 from scene.formats.ply import read_ply, write_ply
+from scene.formats.quantised import checked
 from scene.gaussians import Gaussians
 
 SH_REST = {0: 0, 9: 1, 24: 2, 45: 3}  # f_rest values per Gaussian -> degree
@@ -44,12 +46,15 @@ def write_splat_ply(path: Path, gaussians: Gaussians) -> None:
 
 
 def read_splat_ply(path: Path) -> Gaussians:
-    """Read a 3DGS PLY, binary or ascii, its properties in any order; other properties are ignored.
+    """Read a 3DGS PLY, binary or ascii, its properties in any order; other properties are ignored. Or a compressed one.
 
     Raises InputError when it is not one, is damaged, or holds values that are not finite or quaternions of length 0.
     """
     path = Path(path)
-    table = read_ply(path, ("vertex",)).get("vertex")
+    tables = read_ply(path, ("chunk", "vertex", "sh"))
+    if is_compressed(tables):
+        return unpack_ply(tables, path)
+    table = tables.get("vertex")
     rest = len([name for name in table.columns if re.fullmatch(r"f_rest_\d+", name)]) if table else 0
     if rest not in SH_REST:
         raise InputError(f"{path} has {rest} f_rest values per Gaussian; 3DGS files have {sorted(SH_REST)}")
@@ -76,11 +81,4 @@ def read_splat_ply(path: Path) -> Gaussians:
             else torch.zeros(table.rows, 0, 3)
         ),
     )
-    for name, tensor in gaussians.parameters().items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(
-                f"{path} holds values of {name} that are not finite; the training that wrote it went wrong"
-            )
-    if (gaussians.quats.norm(dim=1) == 0).any():
-        raise InputError(f"{path} holds rotations (rot_0..3) of length zero")
-    return gaussians
+    return checked(gaussians, str(path))
