@@ -83,6 +83,13 @@ def point_to_mesh(points: NDArray[np.float64], mesh: Mesh) -> NDArray[np.float64
     return scene.compute_distance(_float_tensor(points - centre)).numpy().astype(np.float64)
 
 
+def nearest_faces(points: NDArray[np.float64], mesh: Mesh) -> NDArray[np.int64]:
+    """[P] the face of the mesh that each point is nearest to."""
+    centre = mesh.vertices[mesh.faces[:, 0]].mean(axis=0)
+    near = _raycasting_scene(mesh, centre).compute_closest_points(_float_tensor(points - centre))
+    return near["primitive_ids"].numpy().astype(np.int64)
+
+
 def visible(points: NDArray[np.float64], mesh: Mesh, cameras: Sequence[Camera], *, least: int = 1) -> NDArray[np.bool_]:
     """[P] which points on the surface of `mesh` at least `least` of the cameras see: in the image and not occluded."""
     centre = mesh.vertices[mesh.faces[:, 0]].mean(axis=0)

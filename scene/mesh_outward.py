@@ -54,17 +54,33 @@ def _parts_around(mesh: Mesh, parts: NDArray[np.int32], among: NDArray[np.bool_]
     inside = 0
     point = mesh.vertices[mesh.faces[np.flatnonzero(parts == part)[0], 0]]
     for other in np.flatnonzero(among):
-        corners = mesh.vertices[mesh.faces[parts == other]]
-        flat = corners.reshape(-1, 3)
-        if (point > flat.min(axis=0)).all() and (point < flat.max(axis=0)).all():
-            inside += abs(_winding_number(corners - point)) > 0.5
+        shell = replace(mesh, faces=mesh.faces[parts == other])
+        low, high = shell.bounds()
+        if (point > low).all() and (point < high).all():
+            inside += abs(float(winding_numbers(shell, point[None])[0])) > 0.5
     return inside
 
 
-def _winding_number(corners: NDArray[np.float64]) -> float:
-    """How often triangles [F, 3, 3] surround the origin. Source: van Oosterom and Strackee (1983), eq. 8."""
+def winding_numbers(
+    mesh: Mesh, points: NDArray[np.float64], *, without: NDArray[np.integer] | None = None
+) -> NDArray[np.float64]:
+    """[P] how often the surface surrounds each point: 1 inside a closed one, 0 outside, parts of it near an open one.
+
+    without: [P] a face that each point lies on, which is not counted.  Source: Jacobson et al. (2013), eq. 5, solid
+    angles by van Oosterom and Strackee (1983), eq. 8.
+    """
+    corners = mesh.vertices[mesh.faces]
+    numbers = np.empty(len(points))
+    for i, point in enumerate(points):
+        angles = _half_solid_angles(corners - point)
+        numbers[i] = (angles.sum() - (angles[without[i]] if without is not None else 0)) / (2 * np.pi)
+    return numbers
+
+
+def _half_solid_angles(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[F] half the solid angle of each triangle [F, 3, 3] seen from the origin, in -pi to pi."""
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    la, lb, lc = (np.linalg.norm(x, axis=1) for x in (a, b, c))
-    top = np.einsum("ij,ij->i", a, np.cross(b, c))
-    below = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
-    return float(np.arctan2(top, below).sum() / (2 * np.pi))
+    la, lb, lc = (np.sqrt(np.einsum("ij,ij->i", x, x)) for x in (a, b, c))
+    ab, bc, ca = (np.einsum("ij,ij->i", x, y) for x, y in ((a, b), (b, c), (c, a)))
+    volume = np.einsum("ij,ij->i", a, np.cross(b, c))
+    return np.arctan2(volume, la * lb * lc + ab * lc + bc * la + ca * lb)
