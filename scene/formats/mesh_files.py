@@ -25,6 +25,8 @@ from scene.formats.glb import read_glb, write_glb
 from scene.formats.mesh_ply import read_mesh_ply, write_mesh_ply
 from scene.formats.obj import read_obj, write_obj
 from scene.formats.stl import read_stl, write_stl
+from scene.formats.usd import ENDINGS as USD
+from scene.formats.usd import read_usd_mesh, write_usd_mesh
 from scene.mesh import Mesh
 from scene.untrusted import check_size, open_regular
 
@@ -40,6 +42,10 @@ class MeshExtras:
     label: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _write_usd(path: Path, mesh: Mesh, extras: MeshExtras) -> None:
+    write_usd_mesh(path, mesh, double_sided=extras.double_sided, cameras=extras.cameras, label=extras.label)
+
+
 WRITERS: dict[str, Callable[[Path, Mesh, MeshExtras], None]] = {
     ".glb": lambda path, mesh, extras: write_glb(
         path, mesh, double_sided=extras.double_sided, cameras=extras.cameras, label=extras.label
@@ -47,6 +53,7 @@ WRITERS: dict[str, Callable[[Path, Mesh, MeshExtras], None]] = {
     ".obj": lambda path, mesh, extras: write_obj(path, mesh),
     ".ply": lambda path, mesh, extras: write_mesh_ply(path, mesh),
     ".stl": lambda path, mesh, extras: write_stl(path, mesh),
+    **dict.fromkeys(USD, _write_usd),
 }
 READERS: dict[str, Callable[[Path], Mesh]] = {
     ".glb": read_glb,
@@ -54,6 +61,7 @@ READERS: dict[str, Callable[[Path], Mesh]] = {
     ".obj": read_obj,
     ".ply": read_mesh_ply,
     ".stl": read_stl,
+    **dict.fromkeys(USD, read_usd_mesh),
 }
 
 
