@@ -15,7 +15,8 @@ import torch
 
 from scene import untrusted
 from scene.errors import InputError
-from scene.formats.axes import FILE_UP, UP, y_up_from_scene
+from scene.formats import axes
+from scene.formats.axes import FILE_UP, UP
 from scene.formats.glb_splats import has_splats, read_glb_splats, write_glb_splats
 from scene.formats.gltf import GltfFile, sound
 from scene.formats.ply import element_columns
@@ -24,6 +25,8 @@ from scene.formats.sog import META, read_sog, write_sog
 from scene.formats.splat import read_splat, write_splat
 from scene.formats.splat_ply import read_splat_ply, write_splat_ply
 from scene.formats.spz import read_spz, write_spz
+from scene.formats.usd import ENDINGS as USD
+from scene.formats.usd_splats import has_usd_splats, read_usd_splats, write_usd_splats
 from scene.gaussians import Gaussians
 
 Up = tuple[float, float, float]
@@ -35,6 +38,7 @@ WRITERS: dict[str, Callable[[Path, Gaussians], None]] = {
     ".spz": write_spz,
     ".sog": write_sog,
     ".glb": write_glb_splats,
+    **dict.fromkeys(USD, write_usd_splats),
 }
 READERS: dict[str, Callable[[Path], Gaussians]] = {
     ".ply": read_splat_ply,
@@ -44,6 +48,7 @@ READERS: dict[str, Callable[[Path], Gaussians]] = {
     ".json": read_sog,
     ".glb": read_glb_splats,
     ".gltf": read_glb_splats,
+    **dict.fromkeys(USD, read_usd_splats),
 }
 
 
@@ -52,6 +57,7 @@ def save_splats(path: Path, gaussians: Gaussians, *, up: Up = UP) -> None:
 
     .ply: 3DGS PLY, exact, in the scene's frame.  .glb: KHR_gaussian_splatting, exact, +Y up.  .spz: 8 to 24 bits, +Y
     up.  .sog: 8 to 16 bits and a palette, -Y up.  .splat: 8 bits and no view-dependent colour, -Y up.
+    .usdz, .usda, .usdc: ParticleField3DGaussianSplat, exact, +Y up; needs the extra `usd`.
     Raises InputError for an unknown ending and for values that are not finite.
     """
     path = Path(path)
@@ -85,6 +91,8 @@ def kind_of(path: Path) -> Literal["splats", "mesh"]:
     if ending in (".glb", ".gltf"):
         with sound(path):
             return "splats" if has_splats(GltfFile(path).document) else "mesh"
+    if ending in USD:
+        return "splats" if has_usd_splats(path) else "mesh"
     if ending in READERS:
         return "splats"
     if ending in (".obj", ".stl"):
@@ -96,11 +104,7 @@ def kind_of(path: Path) -> Literal["splats", "mesh"]:
 
 def file_from_scene(ending: str, up: Up) -> np.ndarray:
     """[3, 3] rotation from the scene's frame to that of files with this ending; no turn where the format names none."""
-    if ending == ".json":
-        ending = ".sog"
-    if ending not in FILE_UP:
-        return np.eye(3)
-    return y_up_from_scene(FILE_UP[ending])[:3, :3].T @ y_up_from_scene(up)[:3, :3]
+    return axes.file_from_scene(".sog" if ending == ".json" else ending, up)[:3, :3]
 
 
 def _turned(gaussians: Gaussians, matrix: np.ndarray) -> Gaussians:

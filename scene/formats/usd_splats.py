@@ -71,6 +71,11 @@ def read_usd_splats(path: Path) -> Gaussians:
     return parts[0] if len(parts) == 1 else Gaussians.concat(parts)
 
 
+def has_usd_splats(path: Path) -> bool:
+    """Whether a USD file holds Gaussian splats. Raises InputError when it cannot be read."""
+    return bool(read_stage(path)[0]["splats"])
+
+
 def _particles(found: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Gaussians:
     """One prim's particles in its own frame. Raises ValueError for values that cannot be drawn."""
     positions = arrays[f"{found['key']}.positions"]
