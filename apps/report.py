@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
@@ -18,12 +19,17 @@ from apps.console import clock
 from apps.report_page import data_uri, page, section, table
 from apps.report_plots import camera_maps, curve
 from apps.run_cameras import RunCameras, load_scene, read_cameras, sample_of_scene
+from apps.run_page import section_of_run
+from apps.scene_page import viewer_script, viewer_style
 from scene.errors import InputError
 from scene.files import read_json, replacing, write_errors
 from scene.runs import Run, read_events
 
+log = logging.getLogger(__name__)
+
 PICTURE_BYTES = 5 << 20  # of all held-out pictures together
 VIDEO_BYTES = 4 << 20  # a larger film is linked, not carried
+SCENE_BYTES = 14 << 20  # of the 3D view's data
 MAX_VIEWS = 12
 PICTURE_WIDTHS = (900, 640, 420)  # pixels; smaller where there are many or large views
 STAGE_NAMES = {
@@ -44,9 +50,11 @@ def write_report(run: Run) -> Path:
     seen = None
     with contextlib.suppress(InputError):
         seen = read_cameras(run)
+    scene = _scene(run)
     parts = [
         _header(run, title, config, metrics),
         _hero(run, seen),
+        scene,
         _cards(metrics),
         _decisions(run),
         _capture_check(run),
@@ -61,7 +69,8 @@ def write_report(run: Run) -> Path:
     ]
     path = run.folder / "report.html"
     with write_errors(path, "write the report"), replacing(path) as file:
-        file.write(page(f"{title}: Maquette report", "\n".join(parts)).encode())
+        viewer = {"style": viewer_style(), "script": viewer_script()} if scene else {}
+        file.write(page(f"{title}: Maquette report", "\n".join(parts), **viewer).encode())
     return path
 
 
@@ -93,6 +102,15 @@ def _hero(run: Run, seen: RunCameras | None) -> str:
     source = data_uri(film.read_bytes(), "video/mp4")
     shade = "light" if seen is not None and float(seen.background.mean()) > 0.5 else "dark"
     return f'<div class="hero {shade}"><video src="{source}" autoplay muted loop controls playsinline></video></div>'
+
+
+def _scene(run: Run) -> str:
+    """The scene itself, to turn round; nothing where there is none yet."""
+    try:
+        return section("The scene", section_of_run(run, max_bytes=SCENE_BYTES))
+    except InputError as error:
+        log.info("the report has no 3D view: %s", error)
+        return ""
 
 
 def _cards(metrics: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The frame of the report: style, the one script, and the policy that forbids the page to fetch anything."""
+"""The frame of the report: style, its script, and the policy that forbids the page to fetch anything."""
 
 from __future__ import annotations
 
@@ -90,19 +90,34 @@ for (const slider of document.querySelectorAll('.slider')) {
 """
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML document. The policy lets it show what it carries, run our script and fetch nothing."""
-    allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
-    )
+def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A whole HTML document. The policy lets it show what it carries, run our scripts and fetch nothing.
+
+    style, script: of a viewer in the body, which may have threads of its own.
+    """
+    scripts = [part for part in (SCRIPT, script) if part]
+    allowed = policy(*scripts, threads=bool(script))
+    elements = "\n".join(f"<script>{part}</script>" for part in scripts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(allowed)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"{elements}\n</body>\n</html>\n"
+    )
+
+
+def policy(*scripts: str, threads: bool = False) -> str:
+    """A content security policy under which a page runs these scripts, shows what it carries and fetches nothing.
+
+    threads: whether the scripts may start workers from code that they hold themselves.
+    """
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    workers = "worker-src blob:; " if threads else ""
+    return (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; {workers}"
+        f"script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
 
 

@@ -1,13 +1,12 @@
 """A scene as one HTML file that opens offline: Gaussian splats, mesh and cameras, with the viewer that draws them.
 
-The viewer is plain WebGL2 in `apps/viewer/`, without libraries; the data is `scene/formats/page_data.py`'s. The page may
-fetch nothing: its policy allows our own script by its hash, a thread made from that script, and pictures it carries.
+The viewer is plain WebGL2 in `apps/viewer/`, without libraries; the data is `scene/formats/page_data.py`'s. The page
+may fetch nothing: its policy allows our own script by its hash, a thread made from it, and pictures the page carries.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apps.report_page import policy
 from scene import camera_paths
 from scene.cameras import Camera, look_at
 from scene.errors import InputError
@@ -66,10 +66,10 @@ def scene_page(
     piece = _piece(splats, mesh, up, cameras, title, look or Look(), max_bytes, poster=None)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy(viewer_script()))}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy(viewer_script(), threads=True))}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>body {{ margin:0 }}\n{viewer_style()}</style>\n</head>\n<body>\n{piece}\n"
-        f"<script>{viewer_script()}</script>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>body {{ margin:0 }}\n{viewer_style()}</style>\n</head>\n<body>\n"
+        f"{piece}\n<script>{viewer_script()}</script>\n</body>\n</html>\n"
     )
 
 
@@ -86,7 +86,7 @@ def viewer_section(
 ) -> str:
     """The same as a part of another page, started by a click on `poster`, a data URI of a picture.
 
-    That page carries `viewer_style()` and `viewer_script()`, and a policy as `policy` makes it.
+    That page carries `viewer_style()` and `viewer_script()`, and a policy that allows both.
     """
     return _piece(splats, mesh, up, cameras, title, look or Look(), max_bytes, poster=poster)
 
@@ -102,16 +102,6 @@ def viewer_script() -> str:
 def viewer_style() -> str:
     """The viewer's style sheet."""
     return _file("viewer.css")
-
-
-def policy(*scripts: str) -> str:
-    """A content security policy under which a page runs these scripts, shows what it carries and fetches nothing."""
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; worker-src blob:; "
-        f"script-src {allowed}; base-uri 'none'; form-action 'none'"
-    )
 
 
 @cache
@@ -161,7 +151,8 @@ CAMERA_BUTTONS = (
     '<button type="button" data-step="-1" data-when="cameras" title="Photo before (left arrow)" '
     'aria-label="Photo before" hidden><svg viewBox="0 0 20 20"><path d="m12 5-5 5 5 5"/></svg></button>'
     '<button type="button" data-key="c" title="Where the photos were taken (C)" aria-label="Photos">'
-    '<svg viewBox="0 0 20 20"><path d="M3 6.5h3l1.5-2h5l1.5 2h3v9H3z"/><circle cx="10" cy="10.8" r="2.6"/></svg></button>'
+    '<svg viewBox="0 0 20 20"><path d="M3 6.5h3l1.5-2h5l1.5 2h3v9H3z"/><circle cx="10" cy="10.8" r="2.6"/></svg>'
+    "</button>"
     '<button type="button" data-step="1" data-when="cameras" title="Photo after (right arrow)" '
     'aria-label="Photo after" hidden><svg viewBox="0 0 20 20"><path d="m8 5 5 5-5 5"/></svg></button>'
 )
@@ -191,9 +182,8 @@ def _facts(header: dict[str, Any]) -> list[str]:
     if (splats := header.get("splats")) is not None:
         shown, total = splats["count"], splats["total"]
         thinned = f" of {total:,}, those that contribute most" if shown < total else ""
-        coarser = splats["degree"] < splats["stored_degree"]
-        facts.append(f"{shown:,}{thinned} splats" if not thinned else f"{shown:,} splats{thinned}")
-        if coarser:
+        facts.append(f"{shown:,} splats{thinned}")
+        if splats["degree"] < splats["stored_degree"]:
             facts.append(f"highlights at degree {splats['degree']} of {splats['stored_degree']}")
     if (mesh := header.get("mesh")) is not None:
         total = f" of {mesh['total']:,}" if mesh["faces"] < mesh["total"] else ""
@@ -240,6 +230,6 @@ def _overview(frame: Frame, up: Tensor) -> Camera:
     centre, up = torch.from_numpy(frame.centre), up.double() / up.double().norm()
     aside = torch.linalg.cross(up, torch.eye(3, dtype=torch.float64)[int(up.abs().argmin())])
     direction = aside / aside.norm() + 0.45 * up
-    c2w = look_at(centre + 3.2 * frame.size * direction, centre, up)
+    c2w = look_at(centre + 5.5 * frame.size * direction, centre, up)
     K = torch.tensor([[1200.0, 0.0, 640.0], [0.0, 1200.0, 400.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     return Camera(K, c2w, 1280, 800)

@@ -103,7 +103,7 @@ def pack_splats(gaussians: Gaussians, frame: Frame, max_bytes: int, payload: Pay
     """
     sound = gaussians.select(_sound(gaussians)).detach().to(device="cpu")
     total = len(sound)
-    keep = min(total, 2 * max_bytes // BASE_BYTES_PER_SPLAT)
+    keep = min(total, max(1, 2 * max_bytes // BASE_BYTES_PER_SPLAT))
     while True:
         chosen = _most_contributing(sound, keep)
         blocks, bands = _splat_blocks(chosen, frame)
@@ -172,7 +172,7 @@ def _splat_blocks(gaussians: Gaussians, frame: Frame) -> tuple[dict[str, Packed]
     # A few bright coefficients of a foreign file may be clipped; all others keep their precision.
     size = float(np.quantile(np.abs(rest), 0.9995)) if rest.size else 0.0
     harmonics_step = max(HARMONICS_STEP, size / 127)
-    whole = _whole(rest / harmonics_step, 127).reshape(len(rest), -1)[order]
+    whole = _whole(rest / harmonics_step, 127).reshape(len(rest), 3 * rest.shape[1])[order]
     ends = [3 * (sh.coefficients(degree) - 1) for degree in range(gaussians.sh_degree + 1)]
     bands = [pack_integers(whole[:, a:b], harmonics_step) for a, b in itertools.pairwise(ends)]
     return blocks, bands

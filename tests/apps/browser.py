@@ -19,11 +19,23 @@ import pytest
 from numpy.typing import NDArray
 
 FLAGS = (
-    "--headless --no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader --disable-quic "
-    "--no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage "
-    "--force-color-profile=srgb --hide-scrollbars --disable-features=Translate --remote-debugging-port=0 "
-    "--remote-allow-origins=*"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--force-color-profile=srgb",
+    "--hide-scrollbars",
+    "--disable-features=Translate",
+    "--remote-debugging-port=0",
+    "--remote-allow-origins=*",
+)
 
 
 class Page:
