@@ -360,12 +360,14 @@ def _points_txt(path: Path) -> PointCloud | None:
     for words in _lines(path):
         try:
             xyz.append([float(word) for word in words[1:4]])
-            rgb.append([int(word) for word in words[4:7]])
+            rgb.append([min(max(int(word), 0), 255) for word in words[4:7]])
             errors.append(float(words[7]))
+            if len(xyz[-1]) != 3 or len(rgb[-1]) != 3:
+                raise ValueError("too few numbers")
         except (ValueError, IndexError) as error:
             raise InputError(f"{path.name}: expected POINT3D_ID X Y Z R G B ERROR ..., got {words[:9]}") from error
         tracks.append((len(words) - 8) // 2)
-    colours = np.clip(np.array(rgb, dtype=np.int64).reshape(-1, 3), 0, 255).astype(np.uint8)
+    colours = np.array(rgb, dtype=np.uint8).reshape(-1, 3)
     return _cloud(np.array(xyz).reshape(-1, 3), colours, np.array(errors), np.array(tracks, dtype=np.int32))
 
 

@@ -70,7 +70,16 @@ ARCHIVE_FAULTS = (
 )
 
 
-def open_regular(path: Path) -> BinaryIO:
+class RegularFile(io.BufferedReader):
+    """An opened regular file. Python takes memory for all that a read asks for; here, for no more than there is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def open_regular(path: Path) -> RegularFile:
     """A regular file opened for reading; never waits on a FIFO, never reads a device.
 
     Raises InputError when it is missing, forbidden or of another kind.
@@ -83,7 +92,7 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise InputError(f"{path} is not a regular file; expected a file that holds its data")
-    return os.fdopen(handle, "rb")
+    return RegularFile(io.FileIO(handle))
 
 
 def size_of(file: BinaryIO) -> int:
