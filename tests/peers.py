@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,8 @@ def run_blender(script: Path, *arguments: str | Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "answer.json"
         command = [program("blender"), "--background", "--factory-startup", "--python-exit-code", "1"]
+        # Debian's Blender runs on the system's Python, which may lack the numpy that its glTF importer needs.
+        command += ["--python-expr", f"import sys; sys.path.append({str(Path(np.__file__).parents[1])!r})"]
         words = _run(
             [*command, "--python", str(script), "--", str(out), *map(_absolute, arguments)], folder=Path(folder)
         )
