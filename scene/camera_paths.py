@@ -6,7 +6,6 @@ mean of the images' upward directions, and the point nearest to all optical axes
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from scene.cameras import Camera, look_at
 from scene.errors import InputError
+from scene.untrusted import parse_json, read_bytes
 
 MAX_FRAMES = 20_000
 MAX_SIDE = 8192
@@ -152,14 +152,7 @@ def from_file(path: Path, *, typical: Camera | None = None) -> list[Camera]:
     A pose is {"c2w": 4x4 OpenCV} or {"eye", "target", "up" (optional)}, and may have its own "fov_y" or "K". Image size
     and lens may be left out where `typical` gives them. Raises InputError naming what is wrong.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; a camera path never is")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read the camera path {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
+    content = parse_json(read_bytes(path, MAX_FILE_BYTES), path, unique=True)
     poses = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(poses, list) or not 1 <= len(poses) <= MAX_FRAMES:
         raise InputError(f'{path} needs "frames", a list of 1 to {MAX_FRAMES} poses')

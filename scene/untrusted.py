@@ -217,7 +217,7 @@ def parse_json(text: bytes | str, name: object, *, finite: bool = False, unique:
             object_pairs_hook=without_twins if unique else None,
         )
     except RecursionError as error:
-        raise InputError(f"{name} nests too deeply; expected a few levels") from error
+        raise InputError(f"the JSON of {name} nests too deeply; expected a few levels") from error
     except ValueError as error:
         raise InputError(f"{name} is not valid JSON: {error}") from error
 

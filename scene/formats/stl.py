@@ -10,6 +10,7 @@ import numpy as np
 from scene.errors import InputError
 from scene.files import replacing, write_errors
 from scene.mesh import Mesh, clean
+from scene.untrusted import MAX_FILE_BYTES, check_size, open_regular, read_array
 
 _STL_FACE = np.dtype([("normal", "<f4", (3,)), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 
@@ -27,13 +28,13 @@ def write_stl(path: Path, mesh: Mesh) -> None:
 
 def read_stl(path: Path) -> Mesh:
     """Read a binary or ascii STL and merge equal corners. Raises InputError or ValueError for a bad file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = check_size(file, MAX_FILE_BYTES, path)
         head = file.read(84)
         count = int.from_bytes(head[80:84], "little")
         # Binary files may begin with "solid" too; the size decides.
         if len(head) == 84 and 84 + count * _STL_FACE.itemsize <= size and not _is_ascii_stl(head, count, size):
-            corners = np.fromfile(file, _STL_FACE, count)["corners"].reshape(-1, 3)
+            corners = read_array(file, _STL_FACE, count, path)["corners"].reshape(-1, 3)
         elif head[:5] == b"solid":
             file.seek(0)
             rows = re.findall(rb"vertex\s+(\S+)\s+(\S+)\s+(\S+)", file.read())

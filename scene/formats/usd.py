@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,15 @@ from scene.formats.pictures import MAX_PICTURE_BYTES, PicturesBeside, encode_bas
 from scene.formats.polygons import fans
 from scene.formats.welding import weld_seams
 from scene.mesh import Mesh
-from scene.untrusted import MAX_FILE_BYTES, MAX_TEXTURE_PIXELS, check_size, decode_picture, open_regular, read_entry
+from scene.untrusted import (
+    MAX_FILE_BYTES,
+    MAX_TEXTURE_PIXELS,
+    check_size,
+    decode_picture,
+    open_archive,
+    open_regular,
+    read_entry,
+)
 
 ENDINGS = (".usdz", ".usda", ".usdc", ".usd")
 CHILD = Path(__file__).with_name("usd_child.py")
@@ -352,7 +359,7 @@ class _Pictures:
             return self._beside.get(authored)
         entry = resolved.rpartition("[")[2].removesuffix("]") or authored.removeprefix("./")
         if entry not in self._known:
-            with open_regular(self._path) as file, zipfile.ZipFile(file) as archive:
+            with open_archive(self._path) as archive:
                 data = read_entry(archive, entry, MAX_PICTURE_BYTES, str(self._path))
             picture = rgb(decode_picture(data, f"{self._path}: {entry}", most_pixels=self._pixels))
             self._pixels -= picture.shape[0] * picture.shape[1]

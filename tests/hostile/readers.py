@@ -505,7 +505,13 @@ READERS = (
     Reader("obj", obj_seeds, read_mesh("a.obj")),
     Reader("stl", stl_seeds, read_mesh("a.stl")),
     Reader("mesh_ply", mesh_ply_seeds, read_mesh("a.ply")),
-    Reader("usd", usd_seeds, read_mesh("a.usda", "a.usdc"), 0.2, "read in a process of its own"),
+    Reader(
+        "usd",
+        usd_seeds,
+        read_mesh("a.usda", "a.usdc"),
+        0.002,
+        "each is read in a process of its own, for half a second",
+    ),
     Reader("checkpoint", checkpoint_seeds, read_a_checkpoint),
     Reader("run_json", run_seeds, read_run),
 )
