@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scene.cameras import Camera
 from scene.mesh import Mesh
+from scene.tangents import Frames, tangent_frames
 
 Shading = Literal["texture", "normals", "clay"]
 
@@ -109,9 +110,9 @@ def render_mesh(
     """The mesh as the camera sees it.
 
     background: a grey value or [3], sRGB 0 to 1.  shading: `texture` shows the material or else the vertex colours (or
-    else clay), unlit; `normals` the world normals as (n + 1) / 2, `clay` grey lit from the camera; both by smooth
-    normals.  supersample: colour and alpha are means over that many rays squared.  caster: the mesh made ready before,
-    when it is rendered many times.
+    else clay), unlit; `normals` the world normals as (n + 1) / 2, `clay` grey lit from the camera, both by smooth
+    normals and the normal map, where there is one.  supersample: colour and alpha are means over that many rays
+    squared.  caster: the mesh made ready before, when it is rendered many times.
     """
     caster = caster or RayCaster(mesh)
     size = (camera.height, camera.width)
@@ -119,10 +120,12 @@ def render_mesh(
     fine = camera.resized(camera.width * supersample, camera.height * supersample)
     hits = centres if supersample == 1 else caster.view(fine)
     tones = np.zeros((len(hits.face), 3), dtype=np.float32)
+    has_map = mesh.material is not None and mesh.material.normal is not None
+    frames = tangent_frames(mesh) if has_map and shading != "texture" else None
     hit = np.flatnonzero(hits.face >= 0)
     for part in np.array_split(hit, max(1, -(-len(hit) // CHUNK))):
         at = Hits(hits.face[part], hits.shares[part], hits.depth[part])
-        tones[part] = _texture(mesh, at) if shading == "texture" else _lit(mesh, at, camera, shading)
+        tones[part] = _texture(mesh, at) if shading == "texture" else _lit(mesh, at, camera, shading, frames)
     alpha = (hits.face >= 0).astype(np.float32)
     color, alpha = (_pooled(part.reshape(*size_of(fine), -1), supersample) for part in (tones, alpha))
     behind = torch.as_tensor(background, dtype=torch.float32)
@@ -153,6 +156,15 @@ def smooth_normals(mesh: Mesh, hits: Hits) -> NDArray[np.float64]:
     return np.where(length > 1e-6, normals / np.maximum(length, 1e-6), flat)
 
 
+def mapped_normals(mesh: Mesh, hits: Hits, frames: Frames) -> NDArray[np.float64]:
+    """[R, 3] unit normals at hits as the material's normal map turns them."""
+    assert mesh.material is not None and mesh.material.normal is not None and mesh.uvs is not None
+    local = sample_picture(mesh.material.normal, corner_mean(mesh.uvs, hits)) / 127.5 - 1
+    axes = frames.at(hits.face, hits.shares)
+    normals = sum(local[:, i : i + 1] * axis for i, axis in enumerate(axes))
+    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
+
+
 def sample_picture(picture: NDArray[Any], uvs: NDArray[np.floating]) -> NDArray[np.float64]:
     """[R, C] bilinear values of a picture [H, W, C] at uvs [R, 2]; v = 1 is the top edge; the edges go on outside."""
     height, width = picture.shape[:2]
@@ -174,8 +186,8 @@ def _texture(mesh: Mesh, hits: Hits) -> NDArray[np.float64]:
     return np.full((len(hits.face), 3), CLAY)
 
 
-def _lit(mesh: Mesh, hits: Hits, camera: Camera, shading: Shading) -> NDArray[np.float64]:
-    normals = smooth_normals(mesh, hits)
+def _lit(mesh: Mesh, hits: Hits, camera: Camera, shading: Shading, frames: Frames | None) -> NDArray[np.float64]:
+    normals = smooth_normals(mesh, hits) if frames is None else mapped_normals(mesh, hits, frames)
     if shading == "normals":
         return 0.5 * normals + 0.5
     points = np.einsum("rk,rkc->rc", hits.shares.astype(np.float64), mesh.vertices[mesh.faces[hits.face]])
