@@ -90,7 +90,10 @@ def _extract(file: zipfile.ZipFile, entries: list[zipfile.ZipInfo], folder: Path
     if needed > 0.95 * free:
         raise ResourceError(f"{name} needs {needed >> 20} MiB unpacked, but {free >> 20} MiB are free; make room")
     for entry in entries:
-        target = inside(folder, entry.filename)
+        try:
+            target = inside(folder, entry.filename)
+        except InputError as error:
+            raise InputError(f"{name} is refused: {error}") from error
         target.parent.mkdir(parents=True, exist_ok=True)
         left = entry.file_size
         with file.open(entry) as packed, target.open("wb") as out:

@@ -61,6 +61,11 @@ class MemoryPicture:
 
 def inspect_image(path: Path) -> ImageFacts:
     """Size, alpha and EXIF without decoding the picture. Raises InputError with the reason it cannot be used."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise InputError(f"{shown} has a name that is not UTF-8, which no report could show; rename it") from error
     with _open(path) as image:
         exif = read_exif(_exif_tags(image), *image.size)
         alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info

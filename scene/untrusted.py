@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -53,7 +54,6 @@ _NPY_HEADER = {
 }
 
 MAX_ENTRIES = 100_000  # of an archive
-MAX_ENTRY_RECORD = 46 + 3 * 512  # bytes of its directory for one entry, with room for long names
 PACKED_BY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA asks for up to 4 GiB before it begins
 
 # Sizes are checked here before anything is decoded; Pillow's earlier warning would only confuse, and so would its
@@ -252,33 +252,31 @@ def open_archive(path: Path, most_entries: int = MAX_ENTRIES) -> Iterator[zipfil
     reading from it stays as it is.
     """
     with open_regular(path) as file:
-        directory = _directory_bytes(file)
-        if directory > most_entries * MAX_ENTRY_RECORD:
-            raise InputError(f"{path} lists more than {most_entries:,} files; at most that many are unpacked")
+        count = _count_entries(file)
+        if count > most_entries:
+            raise InputError(f"{path} holds {count} files; at most {most_entries} are unpacked from one archive")
         try:
             archive = zipfile.ZipFile(file)
         except (*ARCHIVE_FAULTS, MemoryError) as error:
             raise InputError(f"{path} is not a usable .zip ({error}); pack it again") from error
         with archive:
-            if len(archive.filelist) > most_entries:
-                raise InputError(
-                    f"{path} holds {len(archive.filelist)} files; at most {most_entries} are unpacked from one archive"
-                )
             yield archive
 
 
-def _directory_bytes(file: BinaryIO) -> int:
-    """The size of a .zip's directory as its end record states it, at most that of the file; 0 when there is none."""
+def _count_entries(file: BinaryIO) -> int:
+    """Entries in a .zip's directory, counted in its bytes before an object is made for each; the file is rewound."""
     size = size_of(file)
     file.seek(max(0, size - (1 << 16) - 98))  # a comment of 64 kB, the end record, the 64-bit one and its locator
     tail = file.read()
-    file.seek(0)
-    stated = 0
+    stated = 0  # bytes of the directory, by its end records
     for mark, layout in ((b"PK\x05\x06", "<8x4xI"), (b"PK\x06\x06", "<36x4xQ")):
         for found in re.finditer(re.escape(mark), tail):
             if found.start() + struct.calcsize(layout) + 4 <= len(tail):
                 stated = max(stated, min(size, struct.unpack_from(layout, tail, found.start())[0]))
-    return stated
+    file.seek(max(0, size - len(tail) - stated))
+    count = sum(file.read(1 << 20).count(b"PK\x01\x02") for _ in range(0, len(tail) + stated, 1 << 20))
+    file.seek(0)
+    return count
 
 
 def read_entry(archive: zipfile.ZipFile, entry: str, most: int, name: object) -> bytes:
@@ -315,8 +313,11 @@ def open_picture(
     from PIL import Image, UnidentifiedImageError
 
     try:
+        limits = _PictureLimits(file, name, most_pixels, most_side)
+        if webp := _webp_size(file):
+            limits.check(webp, "WEBP", "RGBA")  # before: Pillow takes memory for all of it on opening the file
         with Image.open(file, formats=tuple(formats)) as image:
-            _check_picture(image, file, name, most_pixels, most_side)
+            limits.check(image.size, image.format or "", image.mode)
             yield image
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is not a picture of a known format, or is damaged; export it again") from error
@@ -326,19 +327,42 @@ def open_picture(
         raise InputError(f"{name} is cut off or damaged and cannot be decoded ({error}); copy it again") from error
 
 
-def _check_picture(image: Image.Image, file: BinaryIO, name: object, most_pixels: int, most_side: int) -> None:
-    width, height = image.size
-    pixels = width * height
-    if pixels > most_pixels or max(width, height) > most_side:
-        raise InputError(
-            f"{name} is {width} x {height}; pictures of at most {most_pixels / 1e6:.0f} million pixels and "
-            f"{most_side} px a side are read; make it smaller"
-        )
-    size = file.seek(0, os.SEEK_END)
-    if pixels > max(FREE_PIXELS, most_of_bytes(image.format or "", image.mode, size)):
-        raise InputError(
-            f"{name} claims {width} x {height}, which its {size:,} bytes cannot hold; it is cut off or a trap"
-        )
+def _webp_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Width and height that a WebP file announces, None for another file; it is rewound."""
+    head = file.read(30)
+    file.seek(0)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return None
+    if head[12:16] == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+@dataclass(frozen=True)
+class _PictureLimits:
+    file: BinaryIO
+    name: object
+    pixels: int
+    side: int
+
+    def check(self, size: tuple[int, int], kind: str, mode: str) -> None:
+        """Raise InputError for a picture that is too large, or too large for its bytes."""
+        width, height = size
+        if width * height > self.pixels or max(size) > self.side:
+            raise InputError(
+                f"{self.name} is {width} x {height}; pictures of at most {self.pixels / 1e6:.0f} million pixels and "
+                f"{self.side} px a side are read; make it smaller"
+            )
+        length = self.file.seek(0, os.SEEK_END)
+        self.file.seek(0)
+        free = FREE_PIXELS // (2 if kind in ("WEBP", "HEIF", "AVIF") else 1)  # their decoders take twice the memory
+        if width * height > max(free, most_of_bytes(kind, mode, length)):
+            raise InputError(
+                f"{self.name} claims {width} x {height}, which its {length:,} bytes cannot hold; copy it again"
+            )
 
 
 def most_of_bytes(kind: str, mode: str, size: int) -> int:
