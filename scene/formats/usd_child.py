@@ -37,7 +37,9 @@ def main() -> None:
     except Refused as error:
         answer = {"error": str(error)}
     except Exception as error:  # pxr's Tf.ErrorException and Boost.Python's errors have no narrower base
-        answer = {"error": f"usd-core cannot read it: {' '.join(str(error).split())[:300]}"}
+        # "Error in 'function' at line 48 in file usd.cpp : 'what a user may read'"
+        reason = str(error).rpartition(" : '")[2].strip().strip("'")
+        answer = {"error": f"usd-core cannot read it ({' '.join(reason.split())[:300]})"}
     if "error" not in answer:
         np.savez(out, **arrays)  # type: ignore[arg-type]
     sys.stdout.write(json.dumps(answer))
@@ -65,7 +67,8 @@ def _read(path: str, arrays: dict[str, NDArray]) -> dict[str, Any]:
         reader.add(prim)
     return {
         "up": str(UsdGeom.GetStageUpAxis(stage)),
-        "metres": float(UsdGeom.GetStageMetersPerUnit(stage)),
+        # usd-core takes silence for centimetres; those who say nothing mean nothing.
+        "metres": float(UsdGeom.GetStageMetersPerUnit(stage)) if UsdGeom.StageHasAuthoredMetersPerUnit(stage) else 1.0,
         "meshes": reader.meshes,
         "splats": reader.splats,
         "surfaces": reader.surfaces,
