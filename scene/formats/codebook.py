@@ -61,7 +61,7 @@ def palette(vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
     groups = vectors[order].split(cells.bincount(minlength=coarse).tolist())
     spread = torch.tensor([float((g - g.mean(dim=0)).square().sum()) ** 0.5 * len(g) ** 0.5 for g in groups if len(g)])
     groups = [g for g in groups if len(g)]
-    wanted = (size * spread / spread.sum().clamp_min(1e-30)).floor().clamp_min(1).int().tolist()
+    wanted = (1 + (size - len(groups)) * spread / spread.sum().clamp_min(1e-30)).int().tolist()
     centres, labels, start = [], [], 0
     for group, count in zip(groups, wanted, strict=True):
         found = _k_means(group, count, generator)
@@ -70,7 +70,7 @@ def palette(vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
         start += len(found)
     result = torch.empty(len(vectors), dtype=torch.int64)
     result[order] = torch.cat(labels)
-    return torch.cat(centres)[:size], result
+    return torch.cat(centres), result
 
 
 def _k_means(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:

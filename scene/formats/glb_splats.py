@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 EXTENSION = "KHR_gaussian_splatting"
 POINTS = 0
+MOST_PARTS = 1000  # primitives with splats, as often as nodes show them
 SRGB, LINEAR = "srgb_rec709_display", "lin_rec709_display"
 LOGIT_LIMIT = 1e-6  # opacities of exactly 0 and 1 have no finite logit
 
@@ -93,7 +94,7 @@ class _Part:
 
 
 def read_glb_splats(path: Path) -> Gaussians:
-    """All Gaussians of the default scene of a .glb or .gltf, in its axes; with the lowest SH degree of its parts.
+    """All Gaussians of the default scene of a .glb or .gltf, in its axes; with the highest SH degree of its parts.
 
     Raises InputError for what is not a sound glTF file, holds no splats, or compresses them by another extension.
     """
@@ -104,7 +105,7 @@ def read_glb_splats(path: Path) -> Gaussians:
         logs = any((part.scales < 0).any() for part in parts)
         if logs:
             log.warning("%s holds scales below zero: taken for a draft of %s, which stored logarithms", path, EXTENSION)
-        coefficients = min(part.coeffs.shape[1] for part in parts)
+        coefficients = max(part.coeffs.shape[1] for part in parts)
         return Gaussians.concat([_gaussians(part, coefficients, str(path), scales_are_logs=logs) for part in parts])
 
 
@@ -118,6 +119,8 @@ def _parts(file: GltfFile) -> list[_Part]:
                 continue
             if primitive.get("mode", 4) != POINTS:
                 raise ValueError(f"a primitive with {EXTENSION} is of mode {primitive.get('mode', 4)}, expected points")
+            if len(parts) == MOST_PARTS:
+                raise ValueError(f"it shows more than {MOST_PARTS} sets of splats; join them")
             parts.append(_read_primitive(file, primitive["attributes"], settings, world))
             count += len(parts[-1].means)
             # Nodes may show one mesh many times, and primitives share their data.
@@ -180,6 +183,7 @@ def _gaussians(part: _Part, coefficients: int, name: str, *, scales_are_logs: bo
     if not (np.isfinite(size) and size > 0 and np.allclose(axes @ axes.T, size**2 * np.eye(3), atol=1e-4 * size**2)):
         raise ValueError("a node stretches its splats unevenly; apply the transforms in the program that wrote it")
     log_scales = part.scales if scales_are_logs else np.log(np.maximum(part.scales, quantised.LEAST_SCALE))
+    missing = coefficients - part.coeffs.shape[1]
     opacities = np.clip(part.opacities, LOGIT_LIMIT, 1 - LOGIT_LIMIT)
     gaussians = quantised.gaussians_from(
         name,
@@ -188,7 +192,7 @@ def _gaussians(part: _Part, coefficients: int, name: str, *, scales_are_logs: bo
         log_scales=log_scales + math.log(size),
         opacity_logits=np.log(opacities / (1 - opacities)),
         sh_dc=part.coeffs[:, 0],
-        sh_rest=part.coeffs[:, 1:coefficients],
+        sh_rest=np.pad(part.coeffs[:, 1:], ((0, 0), (0, missing), (0, 0))),
     )
     if not np.allclose(axes, np.eye(3)):
         u, _, v = np.linalg.svd(axes)  # the nearest orthogonal matrix

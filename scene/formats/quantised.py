@@ -5,6 +5,8 @@ Values are numpy arrays here, named and shaped as in `scene/gaussians.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from scene import sh, untrusted
 from scene.errors import InputError
 from scene.gaussians import Gaussians
 
+MOST_LOGIT = 30.0  # sigmoid is 1 from 17 on in float32
 LEAST_SCALE = 1e-20  # of a format with linear scales: zero has no logarithm
 SPLATS_PER_BYTE = 4  # of a packed file; real scenes take 8 bytes and more for a splat
 FREE_SPLATS = 1 << 16
@@ -46,13 +49,18 @@ def gaussians_from(
         "sh_rest": np.zeros((len(means), 0, 3), np.float32) if sh_rest is None else sh_rest,
     }
     gaussians = Gaussians(
-        **{key: torch.from_numpy(np.ascontiguousarray(array, np.float32)) for key, array in arrays.items()}
+        **{key: torch.from_numpy(np.require(array, np.float32, ["C", "W"])) for key, array in arrays.items()}
     )
     return checked(gaussians, name)
 
 
 def checked(gaussians: Gaussians, name: str) -> Gaussians:
-    """The same. Raises InputError when a value is not finite or a quaternion has no length."""
+    """The same, wholly opaque and wholly clear splats with finite logits: some programs write them as +-infinity.
+
+    Raises InputError when another value is not finite or a quaternion has no length.
+    """
+    if gaussians.opacity_logits.isinf().any():
+        gaussians = replace(gaussians, opacity_logits=gaussians.opacity_logits.clamp(-MOST_LOGIT, MOST_LOGIT))
     for attribute, tensor in gaussians.parameters().items():
         if not torch.isfinite(tensor).all():
             raise InputError(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from scene.gaussians import Gaussians
+from scene.ops.splat_project import quats_to_matrices
 
 ATTRIBUTES = ("means", "log_scales", "angles", "opacities", "sh_dc", "sh_rest")
 
@@ -38,6 +39,12 @@ def rotation_angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     a, b = (torch.nn.functional.normalize(q, dim=1) for q in (first, second))
     half_chord = torch.minimum((a - b).norm(dim=1), (a + b).norm(dim=1)) / 2
     return 4 * half_chord.clamp(max=1).arcsin()
+
+
+def covariances(gaussians: Gaussians) -> torch.Tensor:
+    """[N, 3, 3] float64: the ellipsoids themselves, whatever names their axes have."""
+    axes = quats_to_matrices(gaussians.quats.double()) * gaussians.scales.double()[:, None]
+    return axes @ axes.transpose(1, 2)
 
 
 def matched(source: Gaussians, other: Gaussians) -> Gaussians:
