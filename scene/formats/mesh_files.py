@@ -109,7 +109,8 @@ def load_mesh(path: Path, *, up: tuple[float, float, float] = UP) -> Mesh:
     with open_regular(path) as file:
         check_size(file, MAX_MESH_BYTES, path)
     try:
-        mesh = reader(path)
+        with np.errstate(all="ignore"):  # what overflows is not finite, and a Mesh refuses that
+            mesh = reader(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, OverflowError) as error:
