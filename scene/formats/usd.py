@@ -257,9 +257,11 @@ def _limits(size: int, seconds: float) -> Callable[[], None] | None:
     memory = LEAST_MEMORY + MEMORY_PER_BYTE * size
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        wanted = ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, int(seconds) + 1), (resource.RLIMIT_CORE, 0))
+        for kind, most in wanted:
+            allowed = resource.getrlimit(kind)[1]
+            most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+            resource.setrlimit(kind, (most, most))
 
     return limit
 

@@ -18,9 +18,13 @@ import contextlib, io, json, pathlib, resource, sys, time
 import apps.cli, apps.pipeline, apps.export, apps.film, apps.judge, data.captures, scene.formats, cv2
 import tests.hostile.fuzzing as fuzzing
 job = json.load(sys.stdin)
-resource.setrlimit(resource.RLIMIT_AS, (fuzzing.peak_bytes() + job["memory"],) * 2)
+def limit(kind, most):
+    resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+
+
+limit(resource.RLIMIT_AS, fuzzing.peak_bytes() + job["memory"])
 if job["file_bytes"]:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
+    limit(resource.RLIMIT_FSIZE, job["file_bytes"])
 told = []
 for arguments in job["calls"]:
     out, err, began = io.StringIO(), io.StringIO(), time.monotonic()
