@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from apps.film import path_cameras, up_of
+from apps.film import path_cameras
 from apps.options import job_of_run
 from apps.report_page import data_uri
-from apps.run_cameras import RunCameras, load_scene, read_cameras
+from apps.run_cameras import RunCameras, edited_cameras, edited_mesh, edited_scene
 from apps.scene_page import MAX_BYTES, Look, scene_page, viewer_section
 from recon.gaussians import picture
 from scene.cameras import Camera
 from scene.errors import InputError
-from scene.formats import load_mesh
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh
 from scene.runs import Run
@@ -72,12 +71,11 @@ def section_of_run(run: Run, *, max_bytes: int) -> str:
 
 
 def _shown(run: Run) -> Shown:
-    seen = read_cameras(run)
-    splats = load_scene(run)
+    seen, splats = edited_cameras(run), edited_scene(run)
     mesh, antialias = None, False
     if (run.folder / "mesh.glb").is_file():
         with contextlib.suppress(InputError):  # a damaged mesh does not hide the splats
-            mesh = load_mesh(run.folder / "mesh.glb", up=up_of(seen))
+            mesh = edited_mesh(run)
     with contextlib.suppress(InputError):
         antialias = job_of_run(run.folder).config.antialias
     return Shown(splats, mesh, seen, path_cameras(seen, frames=8)[0], antialias)
