@@ -85,6 +85,8 @@ class GltfFile:
         roots = range(len(nodes))
         if scenes:
             roots = scenes[natural(self.document.get("scene", 0))].get("nodes", [])
+        if len(roots) > MAX_NODES:
+            raise ValueError("its nodes are too many")
         found: list[tuple[int, NDArray[np.float64]]] = []
         matrices: dict[int, NDArray[np.float64]] = {}
         waiting = [(root, np.eye(4), 0) for root in reversed(roots)]
