@@ -197,6 +197,34 @@ def test_a_gltf_of_splats_has_turned_light(tmp_path: Path):
     assert np.allclose(values("COLOR_0")[:, 3], source.opacities.numpy(), atol=1e-6)
 
 
+def test_nodes_move_turn_scale_and_mirror_the_splats_of_a_gltf(tmp_path: Path):
+    """One mesh shown twice: as it lies, and by a node that mirrors it (negative scale), doubles and turns it."""
+    source = random_gaussians(30)
+    save_splats(tmp_path / "a.glb", source, up=(0, 1, 0))
+    document, binary = glb_parts(tmp_path / "a.glb")
+    half = math.sqrt(0.5)
+    document["nodes"] += [{"mesh": 0, "translation": [1, 2, 3], "rotation": [0, 0, half, half], "scale": [-2, 2, 2]}]
+    document["scenes"][0]["nodes"] = [0, 1]
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I", len(text)) + b"JSON" + text + struct.pack("<I", len(binary)) + b"BIN\x00" + bytes(binary)
+    (tmp_path / "b.glb").write_bytes(b"glTF" + struct.pack("<II", 2, 12 + len(chunks)) + chunks)
+    both = load_splats(tmp_path / "b.glb", up=(0, 1, 0))
+    assert len(both) == 60 and torch.allclose(both.means[:30], source.means)
+    world = (
+        2
+        * torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]).double()
+        @ torch.diag(torch.tensor([-1.0, 1, 1])).double()
+    )
+    second = both.select(torch.arange(30, 60))
+    assert torch.allclose(second.means.double(), source.means.double() @ world.T + torch.tensor([1.0, 2, 3]), atol=1e-5)
+    expected = world @ covariances(source) @ world.T
+    assert (covariances(second) - expected).abs().max() < 1e-5 * expected.abs().max()
+    directions = np.random.default_rng(0).standard_normal((20, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    assert np.abs(light(source, directions) - light(second, directions @ world.numpy().T / 2)).max() < 1e-5
+
+
 # Parts of the formats
 
 
