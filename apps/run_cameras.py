@@ -8,19 +8,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.captures import Capture
-from scene import sh
+from scene import edits, sh
 from scene.cameras import Camera
+from scene.edits import Edits
 from scene.errors import InputError
 from scene.files import read_json
-from scene.formats import load_splats
+from scene.formats import load_mesh, load_splats
 from scene.gaussians import Gaussians
+from scene.mesh import Mesh
 from scene.runs import Run
 
 MAP_POINTS = 2500
@@ -43,6 +45,16 @@ class RunCameras:
     def train(self) -> list[Camera]:
         """The cameras that trained, in order."""
         return [camera for camera, held in zip(self.cameras, self.held_out) if not held]
+
+    def edited(self, edits: Edits) -> RunCameras:
+        """The cameras that see in the edited scene what these see in the scene as it was trained."""
+        return replace(
+            self,
+            cameras=tuple(edits.of_camera(camera) for camera in self.cameras),
+            up=edits.of_up(self.up),
+            metric=edits.metric(self.metric),
+            points=edits.of_points(self.points),
+        )
 
 
 def write_cameras(run: Run, capture: Capture) -> None:
@@ -102,6 +114,26 @@ def load_scene(run: Run) -> Gaussians:
     if not (run.folder / "scene.ply").is_file():
         raise InputError(f"{run.folder} has no scene.ply yet; let `maquette recon` go on with --resume first")
     return load_splats(run.folder / "scene.ply")
+
+
+def edited_scene(run: Run) -> Gaussians:
+    """The scene of a run with RUN/edits.json applied: what exports, films and views show. Raises as `load_scene`."""
+    return edits.load(run.folder).of_gaussians(load_scene(run))
+
+
+def edited_cameras(run: Run) -> RunCameras:
+    """The cameras of a run in the frame of its edited scene. Raises InputError as `read_cameras` does."""
+    return read_cameras(run).edited(edits.load(run.folder))
+
+
+def edited_mesh(run: Run) -> Mesh:
+    """mesh.glb of a run, in the frame of its edited scene and cropped as that. Raises InputError when there is none."""
+    path = run.folder / "mesh.glb"
+    if not path.is_file():
+        raise InputError(f"{run.folder} has no mesh.glb; let `maquette recon` go on with --resume first")
+    up = read_cameras(run).up
+    mesh = load_mesh(path) if up is None else load_mesh(path, up=(float(up[0]), float(up[1]), float(up[2])))
+    return edits.load(run.folder).of_mesh(mesh)
 
 
 def sample_of_scene(scene: Gaussians) -> Tensor:

@@ -58,7 +58,7 @@ def measure_uvs(mesh: Mesh, width: int, height: int) -> UvMeasures:
 def coverage(
     triangles: NDArray[np.float64], width: int, height: int, weights: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """[height, width] how many triangles [F, 3, 2], in texels, hold each texel's centre; or the sum of their weights."""
+    """[height, width] how many triangles [F, 3, 2], in texels, hold a texel's centre, or the sum of their weights."""
     start, stop = triangles, np.roll(triangles, -1, axis=1)
     edge = (stop - start).reshape(-1, 2)
     # Sorted ends: the crossing of a common edge comes out the same whichever way a face runs along it.
