@@ -19,6 +19,7 @@ from scene.formats.materials import Surface, dressed, linear_to_srgb, srgb_to_li
 from scene.formats.pictures import encode_base_color, encode_png, rgb
 from scene.formats.welding import weld_seams
 from scene.mesh import Material, Mesh, select_faces
+from scene.tangents import tangent_frames
 from scene.untrusted import MAX_TEXTURE_PIXELS, decode_picture
 
 MAX_REPEATED_CORNERS = 1 << 22  # a few nodes may repeat one mesh without end; about 200 MB
@@ -36,20 +37,32 @@ def write_glb(
     """Write a mesh that already stands +Y up; rough, not metallic. Atomic.
 
     A material lies in it as pictures, its vertices split where a corner's uv differs, with the smooth normals of the
-    unsplit mesh, so that seams do not show; without a material, vertex colours go as linear floats. Tangents are left
-    to the viewer, as the format says: MikkTSpace from normals and uvs.
+    unsplit mesh, so that seams do not show; without a material, vertex colours go as linear floats. A normal map
+    comes with the tangents it was made for (`scene/tangents.py`).
     cameras: by name, each with its pose [4, 4] in the file's axes; a principal point off the centre goes to `extras`.
     label: what `asset.extras` says of the mesh.
     """
     out = GlbWriter()
-    vertex_of, faces, uvs = split_corners(mesh)
+    vertex_of, faces = np.arange(len(mesh.vertices)), mesh.faces
+    uvs = tangents = None
+    if mesh.uvs is not None:
+        frames = tangent_frames(mesh) if mesh.material is not None and mesh.material.normal is not None else None
+        corners, faces = split_corners(mesh, None if frames is None else frames.signs)
+        vertex_of = mesh.faces.reshape(-1)[corners]
+        uvs = mesh.uvs.reshape(-1, 2)[corners] * [1, -1] + [0, 1]
+        if frames is not None:
+            tangents = np.concatenate([frames.tangents.reshape(-1, 3), np.repeat(frames.signs, 3)[:, None]], axis=1)
+            tangents = tangents[corners].astype("<f4")
+            tangents[~np.any(tangents[:, :3], axis=1), 0] = 1  # as with normals: zero is not valid
     normals = mesh.vertex_normals[vertex_of].astype("<f4")
     # A zero normal is not valid glTF; any unit vector does for a vertex without an area.
     normals[~np.any(normals, axis=1)] = (0, 1, 0)
     attributes = {"POSITION": out.array(mesh.vertices[vertex_of].astype("<f4"), bounds=True)}
     attributes["NORMAL"] = out.array(normals)
+    if tangents is not None:
+        attributes["TANGENT"] = out.array(tangents)
     if uvs is not None:
-        attributes["TEXCOORD_0"] = out.array((uvs * [1, -1] + [0, 1]).astype("<f4"))
+        attributes["TEXCOORD_0"] = out.array(uvs.astype("<f4"))
     if mesh.colors is not None and mesh.material is None:  # with a texture they would darken it
         attributes["COLOR_0"] = out.array(srgb_to_linear(mesh.colors[vertex_of]).astype("<f4"))
     indices = out.array(faces.reshape(-1).astype("<u4"), ELEMENT_ARRAY_BUFFER)
@@ -71,21 +84,22 @@ def write_glb(
     out.write(path, document)
 
 
-def split_corners(mesh: Mesh) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32] | None]:
-    """For formats with one uv per vertex: the mesh's vertex [W] of each new one, faces [F, 3], uvs [W, 2] or None.
+def split_corners(mesh: Mesh, signs: NDArray[np.float64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """For formats with one uv per vertex: the corner (of 3F) that each new vertex is taken from, and faces [F, 3].
 
-    Without uvs nothing is split and every vertex stays.
+    signs: [F] of the faces' tangent frames; vertices are split where they differ, too.
     """
-    if mesh.uvs is None:
-        return np.arange(len(mesh.vertices)), mesh.faces, None
+    assert mesh.uvs is not None
     uvs = (mesh.uvs.reshape(-1, 2) + np.float32(0)).astype("<f4")  # -0.0 is 0.0
-    keys = np.stack([mesh.faces.reshape(-1), *uvs.view("<i4").T], axis=1)
-    order = np.lexsort(keys.T[::-1])
-    new = np.any(np.diff(keys[order], axis=0, prepend=-1), axis=1)
+    columns = [mesh.faces.reshape(-1), *uvs.view("<i4").T]
+    if signs is not None:
+        columns.append(np.repeat(signs, 3).astype(np.int32))
+    order = np.lexsort(columns[::-1])
+    keys = np.stack(columns, axis=1)[order]
+    new = np.concatenate([[True], np.any(keys[1:] != keys[:-1], axis=1)])
     number = np.empty(len(keys), np.int32)
     number[order] = np.cumsum(new) - 1
-    kept = order[new]
-    return mesh.faces.reshape(-1)[kept].astype(np.int64), number.reshape(-1, 3), uvs[kept]
+    return order[new], number.reshape(-1, 3)
 
 
 def _material(out: GlbWriter, material: Material | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Runs inside Blender: imports mesh files and tells what it sees, in Blender's own frame (+Z up).
 
-Arguments after `--`: where to write the answer, then the files. The answer is a JSON object by file name:
-triangles [F, 3, 3] in the world, uvs [F, 3, 2] or null, picture (path of a raw dump of the pixels, sizes), colors.
+Arguments after `--`: where to write the answer, then the files; "--no-pictures" among them leaves pictures out. The
+answer is a JSON object by file name: triangles [F, 3, 3] in the world, uvs [F, 3, 2] or null, cameras by name, picture
+(width, height and pixels as bytes, rows from the bottom) or null.
 """
 
 import json
@@ -64,11 +65,14 @@ def base_picture() -> dict | None:
 def main() -> None:
     out, *files = sys.argv[sys.argv.index("--") + 1 :]
     answers = {}
+    pictures = "--no-pictures" not in files
     for name in files:
+        if name.startswith("--"):
+            continue
         path = Path(name)
         try:
             import_file(path)
-            answers[path.name] = seen() | {"picture": base_picture()}
+            answers[path.name] = seen() | {"picture": base_picture() if pictures else None}
         except (RuntimeError, AttributeError) as error:
             answers[path.name] = {"error": str(error)}
     Path(out).write_text(json.dumps(answers), encoding="utf-8")

@@ -152,12 +152,38 @@ def test_normals_are_smooth_across_the_seams_of_a_texture(tmp_path: Path):
 
 def test_corners_are_split_no_more_than_their_uvs_ask():
     block = lettered_block()
-    vertex_of, faces, uvs = split_corners(block)
-    assert block.uvs is not None and uvs is not None
+    corners, faces = split_corners(block)
+    vertex_of = block.faces.reshape(-1)[corners]
+    assert block.uvs is not None
     assert (vertex_of[faces] == block.faces).all()
-    assert (uvs[faces] == block.uvs).all()
+    assert (block.uvs.reshape(-1, 2)[corners][faces] == block.uvs).all()
     wanted = {(v, *uv) for v, uv in zip(block.faces.reshape(-1), block.uvs.reshape(-1, 2).tolist(), strict=True)}
     assert len(vertex_of) == len(wanted)
+
+
+def test_tangents_run_along_growing_u_and_their_sign_tells_mirrored_faces(tmp_path: Path):
+    square = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [2, 0, 0], [2, 1, 0]])
+    faces = np.array([[0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]], np.int32)
+    at = square[faces][..., :2]
+    uvs = np.where(at[..., :1] > 1, at * [-1, 1] + [2, 0], at)  # the right half is the mirrored left one
+    flat = np.full((4, 4, 3), (128, 128, 255), np.uint8)
+    mesh = Mesh(square, faces, None, uvs, Material(noise(4, 4), flat))
+    save_mesh(tmp_path / "a.glb", mesh, up=Y_UP)
+    document, binary = parts(tmp_path / "a.glb")
+    attributes = document["meshes"][0]["primitives"][0]["attributes"]
+
+    def rows(name: str, width: int) -> np.ndarray:
+        accessor = document["accessors"][attributes[name]]
+        view = document["bufferViews"][accessor["bufferView"]]
+        return np.frombuffer(binary, "<f4", width * accessor["count"], view["byteOffset"]).reshape(-1, width)
+
+    positions, normals, tangents = rows("POSITION", 3), rows("NORMAL", 3), rows("TANGENT", 4)
+    assert len(positions) == 8  # the two vertices in the middle are there for both halves
+    mirrored = tangents[:, 3] < 0
+    assert mirrored.sum() == 4 and (positions[mirrored, 0] >= 1).all() and (positions[~mirrored, 0] <= 1).all()
+    assert np.abs(tangents[:, :3] - np.where(mirrored, -1, 1)[:, None] * [1.0, 0, 0]).max() < 1e-6
+    bitangents = np.cross(normals, tangents[:, :3]) * tangents[:, 3:]
+    assert np.abs(bitangents - [0, 1, 0]).max() < 1e-6  # along growing v, which is up in the picture
 
 
 def test_a_label_and_cameras_lie_in_the_file(tmp_path: Path):
