@@ -105,7 +105,7 @@ def load_mesh(path: Path, *, up: tuple[float, float, float] = UP) -> Mesh:
     ending = path.suffix.lower()
     reader = READERS.get(ending)
     if reader is None:
-        raise InputError(f"meshes are read from {', '.join(READERS)}, not from {path.suffix or path.name}")
+        raise InputError(f"meshes are read from {', '.join(READERS)}, not from {path.name}")
     with open_regular(path) as file:
         check_size(file, MAX_MESH_BYTES, path)
     try:
