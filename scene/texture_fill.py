@@ -32,7 +32,7 @@ def colors_of_vertices(
     known = weight > 0
     if not known.any():
         return np.full((count, 3), 127.0)
-    result = total / np.maximum(weight, 1)[:, None]
+    result: Any = total / np.maximum(weight, 1)[:, None]
     if known.all():
         return result
     from scipy.spatial import KDTree
@@ -55,9 +55,9 @@ def spread(picture: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np
 
     if not covered.any() or covered.all():
         return picture
-    _, labels = cv2.distanceTransformWithLabels(
+    labels: Any = cv2.distanceTransformWithLabels(
         (~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
+    )[1]
     where = np.zeros(int(labels.max()) + 1, dtype=np.int64)
     inside = np.flatnonzero(covered)
     where[labels.reshape(-1)[inside]] = inside

@@ -136,17 +136,17 @@ def _unfolded(
     least = LEAST_AREA * mesh.face_areas
     moving = np.zeros(len(places), dtype=bool)
     for _ in range(UNFOLDING):
-        folded = _flat_areas(places[corner]) < least
+        folded = flat_areas(places[corner]) < least
         if not folded.any():
             break
         moving[corner[folded]] = True
         moves = moving & ~at_border
         places = np.where(moves[:, None], 0.5 * (places + edges @ places / degree), places)
     placed = places[corner]
-    return placed, _flat_areas(placed) >= least
+    return placed, flat_areas(placed) >= least
 
 
-def _flat_areas(uvs: NDArray[np.float64]) -> NDArray[np.float64]:
+def flat_areas(uvs: NDArray[np.float64]) -> NDArray[np.float64]:
     """[F] signed areas of flat triangles [F, 3, 2]."""
     a, b = uvs[:, 1] - uvs[:, 0], uvs[:, 2] - uvs[:, 0]
     return 0.5 * (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
@@ -200,7 +200,7 @@ def _without_crumbs(mesh: Mesh, ids: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _sums(ids: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """[N, C] sums of values [F, C] by id."""
-    return np.stack([np.bincount(ids, values[:, i]) for i in range(values.shape[1])], axis=1)
+    return np.stack([np.bincount(ids, values[:, i]) for i in range(values.shape[1])], axis=1).astype(np.float64)
 
 
 def _pieces(
