@@ -69,6 +69,9 @@ class Stage:
             self.server = viser.ViserServer(host=host, port=port, label="Maquette", verbose=False)
         self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._nodes: dict[str, Any] = {}
+        # The colours of splats and meshes are those of the photos, which had their own light.
+        self.server.scene.configure_default_lights(enabled=False)
+        self.server.scene.add_light_ambient("/light", intensity=math.pi)
         self._build_controls()
         self.server.on_client_connect(self._watch)
 
@@ -224,7 +227,9 @@ class Stage:
             self._drop(name)
         if content.seen is None or not self._cameras.value:
             return
-        size = 0.08 * float(np.median([float(c.center.double().norm()) for c in content.seen.cameras]) or 1.0)
+        centre = frame_of(content.splats, content.mesh).centre
+        away = [np.linalg.norm(camera.center.double().numpy() - centre) for camera in content.seen.cameras]
+        size = 0.05 * float(np.median(away))
         for i, (camera, held) in enumerate(zip(content.seen.cameras, content.seen.held_out)):
             picture = self._photo(content, i) if i < MOST_PICTURES else None
             handle = self.server.scene.add_camera_frustum(
@@ -232,6 +237,7 @@ class Stage:
                 fov=camera.fov_y,
                 aspect=camera.width / camera.height,
                 scale=size,
+                thickness=0.03 * size,
                 color=(98, 174, 242) if held else (238, 142, 84),
                 image=picture,
                 wxyz=quat_of(camera.c2w),

@@ -331,8 +331,8 @@ def test_a_run_becomes_a_page_and_its_report_opens_in_3d(tmp_path: Path, tab: Pa
         (tmp_path / "scene.html").write_text(page_of_run(run, "A run"))
     tab.resize(700, 900)
     tab.open(report)
+    tab.wait(f"document.readyState === 'complete' && {VIEWER}.querySelector('.poster img').naturalWidth > 40")
     tab.run(f"{VIEWER}.scrollIntoView()")
-    assert tab.run(f"{VIEWER}.querySelector('.poster img').naturalWidth") > 40
     poster = tab.picture()[:600]
     tab.run(f"{VIEWER}.querySelector('.start').click()")
     tab.ready()
