@@ -37,7 +37,7 @@ NEIGHBOURS = 16
 REACH = 10.0  # neighbours hang together within so many sizes of the smaller one
 SMALL_PART = 0.005  # share of the light above which a part is a thing of its own
 GAP = 0.02  # of the cameras' distance, from the rest of the scene
-HAZE = 2e-4  # share of all light that haze may lose; 0.01 dB
+HAZE = 2e-6  # of all light: a splat before a surface that sends less is haze that no picture shows
 FAR = 1e6  # times the cameras' distance: what pixels without a surface see
 
 
@@ -96,7 +96,7 @@ def floater_score(
     unseen = light < UNSEEN
     alone = _stands_alone(gaussians, light.numpy(), past.numpy(), GAP * distance)
     floats = alone & (unseen | (past > IN_FREE_SPACE * light))
-    haze = _faintest(light, ~floats & ~unseen & (before > IN_FREE_SPACE * light), float(HAZE * total))
+    haze = ~floats & ~unseen & (before > IN_FREE_SPACE * light) & (light < HAZE * total)
     both = floats | haze
     score = float(light[both].sum() / total)
     return FloaterReport(score, both.nonzero()[:, 0], int(floats.sum()), len(gaussians))
@@ -202,12 +202,3 @@ def _stands_alone(gaussians: Gaussians, light: NDArray[np.float64], past: NDArra
     if small.any():
         alone[small] = KDTree(places[~small]).query(places[small])[0] > gap
     return torch.from_numpy(alone)
-
-
-def _faintest(light: Tensor, candidates: Tensor, budget: float) -> Tensor:
-    """The faintest of the candidates, as many as send no more than `budget` of light together."""
-    ids = candidates.nonzero()[:, 0]
-    order = ids[light[ids].argsort(stable=True)]
-    chosen = torch.zeros_like(candidates)
-    chosen[order[light[order].cumsum(0) <= budget]] = True
-    return chosen

@@ -9,7 +9,7 @@ import torch
 
 from scene.cameras import Camera
 from scene.errors import InputError
-from scene.floaters import floater_score, without_floaters
+from scene.floaters import _light_of_view, floater_score, without_floaters
 from scene.gaussians import Gaussians
 from scene.rasterize import render
 from tests.scene.splats import random_rotation
@@ -45,6 +45,14 @@ def test_splats_that_no_camera_sees_and_stand_alone_float():
     behind = shell(torch.tensor([[0.0, 0.0, 30.0], [40.0, 0.0, 0.0]]), 0.1, (0, 0, 0))
     report = floater_score(Gaussians.concat([real, behind]), ring())
     assert set(report.ids.tolist()) >= {len(real), len(real) + 1}
+
+
+def test_the_light_of_all_splats_is_what_the_picture_is_opaque_by():
+    scene, camera = Gaussians.concat([still_life(), planted(20)]), ring()[1]
+    ids, seen = _light_of_view(scene, camera, distance=3.0, antialias=False)
+    alpha = render(scene, camera).alpha
+    assert float(seen.light.sum()) == pytest.approx(float(alpha.sum()), rel=1e-5)
+    assert seen.light.min() > -1e-6 and len(ids.unique()) == len(ids)
 
 
 def test_turning_and_scaling_the_scene_changes_nothing():
