@@ -16,6 +16,7 @@ from scene.untrusted import MAX_TEXTURE_PIXELS
 
 MAX_ATLAS = 8192  # px
 BORDER = 4  # px of repeated edge around each picture of an atlas: linear sampling and two mip levels stay inside
+MAX_SURFACES = 4096  # in one atlas
 FLAT = 8  # px, side of the field of a material without a picture
 MAX_TILES = 64  # a picture that one face repeats more often is finer than the atlas could show: its mean colour stands
 WHITE = (1.0, 1.0, 1.0)
@@ -106,39 +107,18 @@ def _like(picture: NDArray[np.uint8] | None, channels: int) -> NDArray[np.uint8]
 def _atlas(
     uvs: NDArray[np.float32], surface_of_face: NDArray[np.integer], used: list[tuple[int, Surface]]
 ) -> tuple[NDArray[np.float32], Material]:
+    if len(used) > MAX_SURFACES:
+        raise ValueError(f"it has {len(used)} materials, more than the {MAX_SURFACES} that are joined into one texture")
     moved = uvs.astype(np.float64)
+    faces_of = _faces_by_surface(surface_of_face, [index for index, _ in used])
     tiles: list[tuple[int, int]] = []
     pictures: list[NDArray[np.uint8]] = []
-    for index, surface in used:
-        mine = surface_of_face == index
-        picture = surface.tinted()
-        if surface.flat or picture.shape[:2] == (1, 1):
-            moved[mine], across = 0.5, (1, 1)
-            picture = np.broadcast_to(picture[:1, :1], (FLAT, FLAT, 3))
-        else:
-            # Whole repeats do not matter: each face moves to the first tile, so that few tiles are needed.
-            moved[mine] -= np.floor(moved[mine].min(axis=1, keepdims=True) + 1e-6)
-            across = tuple(int(n) for n in np.maximum(np.ceil(moved[mine].max(axis=(0, 1)) - 1e-6), 1))
-            if max(across) > MAX_TILES:
-                picture = np.broadcast_to(picture.mean(axis=(0, 1)).round().astype(np.uint8), (FLAT, FLAT, 3))
-                moved[mine], across = 0.5, (1, 1)
-        tiles.append((across[0], across[1]))
+    for mine, (_, surface) in zip(faces_of, used, strict=True):
+        picture, moved[mine], across = _tile(surface, moved[mine])
+        tiles.append(across)
         pictures.append(picture)
-    shrink = 1.0
-    while True:
-        sizes = [
-            (max(1, round(p.shape[1] * shrink)) * n, max(1, round(p.shape[0] * shrink)) * m)
-            for p, (n, m) in zip(pictures, tiles, strict=True)
-        ]
-        width, height, places = _shelves([(w + 2 * BORDER, h + 2 * BORDER) for w, h in sizes])
-        if max(width, height) <= MAX_ATLAS and width * height <= MAX_TEXTURE_PIXELS:
-            break
-        shrink *= 0.7
-        if shrink < 1e-4:
-            raise ValueError(f"it has {len(used)} materials, which do not fit into one texture")
-    boxes = [(x + BORDER, y + BORDER, w, h) for (x, y), (w, h) in zip(places, sizes, strict=True)]
-    for (index, _), (x, y, w, h), (n, m) in zip(used, boxes, tiles, strict=True):
-        mine = surface_of_face == index
+    width, height, boxes = _fitted(pictures, tiles)
+    for mine, (x, y, w, h), (n, m) in zip(faces_of, boxes, tiles, strict=True):
         moved[mine, :, 0] = (x + moved[mine, :, 0] / n * w) / width
         moved[mine, :, 1] = 1 - (y + (1 - moved[mine, :, 1] / m) * h) / height
     layers = {"base_color": _filled(pictures, boxes, tiles, (height, width, 3), 0)}
@@ -148,6 +128,42 @@ def _atlas(
     if any(picture is not None for picture in occlusions):
         layers["occlusion"] = _filled([_like(p, 0) for p in occlusions], boxes, tiles, (height, width), 255)
     return moved.astype(np.float32), Material(**layers)
+
+
+def _tile(surface: Surface, uvs: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[int, int]]:
+    """The picture of a surface, the uvs of its faces moved to where few repeats do, and how many those are each way."""
+    picture = surface.tinted()
+    if not surface.flat:
+        # Whole repeats do not matter: each face moves to the first tile.
+        moved = uvs - np.floor(uvs.min(axis=1, keepdims=True) + 1e-6)
+        n, m = (max(1, int(most)) for most in np.ceil(moved.max(axis=(0, 1)) - 1e-6))
+        if max(n, m) <= MAX_TILES:
+            return picture, moved, (n, m)
+    color = picture.mean(axis=(0, 1)).round().astype(np.uint8)
+    return np.broadcast_to(color, (FLAT, FLAT, 3)), np.full_like(uvs, 0.5), (1, 1)
+
+
+def _fitted(
+    pictures: Sequence[NDArray[np.uint8]], tiles: Sequence[tuple[int, int]]
+) -> tuple[int, int, list[tuple[int, int, int, int]]]:
+    """Width and height of an atlas, and the place (x, y, width, height) of each picture with its repeats in it."""
+    shrink = 1.0
+    while shrink > 1e-4:
+        sizes = [
+            (max(1, round(p.shape[1] * shrink)) * n, max(1, round(p.shape[0] * shrink)) * m)
+            for p, (n, m) in zip(pictures, tiles, strict=True)
+        ]
+        width, height, places = _shelves([(w + 2 * BORDER, h + 2 * BORDER) for w, h in sizes])
+        if max(width, height) <= MAX_ATLAS and width * height <= MAX_TEXTURE_PIXELS:
+            return width, height, [(x + BORDER, y + BORDER, *size) for (x, y), size in zip(places, sizes, strict=True)]
+        shrink *= 0.7
+    raise ValueError(f"it has {len(pictures)} materials, which do not fit into one texture")
+
+
+def _faces_by_surface(surface_of_face: NDArray[np.integer], numbers: Sequence[int]) -> list[NDArray[np.intp]]:
+    """The faces of each of the surfaces `numbers`, which ascend."""
+    order = np.argsort(surface_of_face, kind="stable")
+    return np.split(order, np.searchsorted(surface_of_face[order], numbers[1:]))
 
 
 def _shelves(sizes: list[tuple[int, int]]) -> tuple[int, int, list[tuple[int, int]]]:

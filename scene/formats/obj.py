@@ -21,7 +21,7 @@ from scene.untrusted import inside, open_regular, read_bytes
 log = logging.getLogger(__name__)
 
 MAX_MTL_BYTES = 16 << 20
-MAX_LIBRARIES, MAX_MATERIALS = 16, 1 << 16
+MAX_LIBRARIES = 16
 NORMAL_MAPS = (b"norm", b"map_kn")
 # Options of a map come before its name, each with this many words.
 MAP_OPTIONS = {b"-s": 3, b"-o": 3, b"-t": 3, b"-mm": 2, b"-bm": 1, b"-clamp": 1, b"-blendu": 1, b"-blendv": 1}
@@ -134,7 +134,7 @@ def _read_lines(path: Path) -> _Lines:
                     found.uvs.append(words[1:3] if len(words) >= 3 else [*words[1:2], b"0"])
                 case b"f":
                     found.polygon(words[1:], material)
-                case b"usemtl" if len(found.names) < MAX_MATERIALS:
+                case b"usemtl":
                     material = found.names.setdefault(b" ".join(words[1:]), len(found.names))
                 case b"mtllib" if len(found.libraries) < MAX_LIBRARIES:
                     found.libraries.append(b" ".join(words[1:]))

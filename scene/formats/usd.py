@@ -225,45 +225,28 @@ def read_stage(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
     seconds = LEAST_SECONDS + size / BYTES_PER_SECOND
     with tempfile.TemporaryDirectory(prefix="maquette_usd_") as folder:
         out = Path(folder) / "arrays.npz"
+        limits = [str(int(seconds) + 1), str(LEAST_MEMORY + MEMORY_PER_BYTE * size)]
         # -P: nothing beside the script can pass for a library.
-        command = [sys.executable, "-P", str(CHILD), str(path.absolute()), str(out)]
+        command = [sys.executable, "-P", str(CHILD), str(path.absolute()), str(out), *limits]
         try:
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
                 timeout=seconds,
                 check=False,
-                preexec_fn=_limits(size, seconds),
             )
         except subprocess.TimeoutExpired as error:
             raise InputError(f"{path} took usd-core more than {seconds:.0f} s; export it again, flattened") from error
         try:
-            answer = json.loads(done.stdout)
+            answer = json.loads(done.stdout.rpartition(b"\n")[2])
         except ValueError:
             answer = {"error": f"usd-core broke down on it (code {done.returncode}); export it again"}
         if "error" in answer:
             raise InputError(f"{path} is not a USD file that can be read: {answer['error']}")
         with np.load(out, allow_pickle=False) as arrays:
             return answer, {name: arrays[name] for name in arrays.files}
-
-
-def _limits(size: int, seconds: float) -> Callable[[], None] | None:
-    """Sets the child's limits of memory and processor time, where the system has any."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    memory = LEAST_MEMORY + MEMORY_PER_BYTE * size
-
-    def limit() -> None:
-        wanted = ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, int(seconds) + 1), (resource.RLIMIT_CORE, 0))
-        for kind, most in wanted:
-            allowed = resource.getrlimit(kind)[1]
-            most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
-            resource.setrlimit(kind, (most, most))
-
-    return limit
 
 
 def file_world(answer: Mapping[str, Any]) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
 """Reads a USD file in a process of its own: usd-core is a large C++ library, and a damaged file may crash or stall it.
 
-Run as a script by `usd.py`, which sets limits of time and memory: FILE OUT.npz on the command line; arrays go to OUT,
-their description as JSON to the standard output. A refusal is {"error": sentence}. Imports nothing of ours, so that it
-starts quickly and holds nothing worth stealing.
+Run as a script by `usd.py`: FILE OUT.npz SECONDS BYTES on the command line, the last two its limits of processor time
+and memory. Arrays go to OUT, their description as JSON to the last line of the standard output; a refusal is
+{"error": sentence}. Imports nothing of ours, so that it starts quickly and holds nothing worth stealing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 MAX_PRIMS = 100_000
 MAX_LAYERS = 256
-MAX_POINTS = 1 << 26  # over all prims; instances repeat them
+FREE_POINTS, POINTS_PER_BYTE = 1 << 22, 4  # points and corners over all prims; a few instances repeat many
 LAYERS = (".usd", ".usda", ".usdc")
 SPLATS = "ParticleField3DGaussianSplat"
 
@@ -30,7 +31,8 @@ class Refused(Exception):
 
 def main() -> None:
     """Read the file named first on the command line, write arrays to the second."""
-    path, out = sys.argv[1:3]
+    path, out, seconds, memory = sys.argv[1:5]
+    _limit(int(seconds), int(memory))
     arrays: dict[str, NDArray] = {}
     try:
         answer = _read(path, arrays)
@@ -42,7 +44,19 @@ def main() -> None:
         answer = {"error": f"usd-core cannot read it ({' '.join(reason.split())[:300]})"}
     if "error" not in answer:
         np.savez(out, **arrays)  # type: ignore[arg-type]
-    sys.stdout.write(json.dumps(answer))
+    sys.stdout.write("\n" + json.dumps(answer))
+
+
+def _limit(seconds: int, memory: int) -> None:
+    """Limits of this process, where the system has any."""
+    try:
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def pxr(*names: str) -> list[Any]:
@@ -58,7 +72,7 @@ def _read(path: str, arrays: dict[str, NDArray]) -> dict[str, Any]:
     if layer is None:
         raise Refused("usd-core cannot read it")
     stage = Usd.Stage.Open(layer)
-    reader = _Reader(arrays)
+    reader = _Reader(arrays, max(FREE_POINTS, POINTS_PER_BYTE * Path(path).stat().st_size))
     for count, prim in enumerate(Usd.PrimRange(stage.GetPseudoRoot(), Usd.TraverseInstanceProxies())):
         if count > MAX_PRIMS:
             raise Refused(f"it has more than {MAX_PRIMS:,} prims")
@@ -102,14 +116,14 @@ def _inside(asset: str) -> bool:
 
 
 class _Reader:
-    def __init__(self, arrays: dict[str, NDArray]) -> None:
+    def __init__(self, arrays: dict[str, NDArray], most_points: int) -> None:
         (UsdGeom,) = pxr("UsdGeom")
 
         self.arrays = arrays
         self.meshes: list[dict[str, Any]] = []
         self.splats: list[dict[str, Any]] = []
         self.surfaces: list[dict[str, Any]] = [{}]
-        self._points = 0
+        self._points_left = most_points
         self._known: dict[str, int] = {"": 0}
         self._transforms = UsdGeom.XformCache()
 
@@ -137,9 +151,9 @@ class _Reader:
         return True
 
     def _count(self, points: int) -> None:
-        self._points += points
-        if self._points > MAX_POINTS:
-            raise Refused(f"it has more than {MAX_POINTS:,} points")
+        self._points_left -= points
+        if self._points_left < 0:
+            raise Refused("its instances repeat more points than a file of its size should hold")
 
     def _add_splats(self, prim: Any, world: NDArray[np.float64]) -> None:
         key = f"splats{len(self.splats)}"
