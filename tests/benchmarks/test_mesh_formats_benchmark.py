@@ -21,7 +21,7 @@ def test_the_corner_error_knows_winding_and_size_but_no_order():
     shuffled = np.roll(truth, 1, axis=1)[np.random.default_rng(0).permutation(len(truth))]
     assert corner_error(truth, shuffled) == 0
     assert corner_error(truth, shuffled[:, ::-1]) > 0.01
-    assert 0.9e-3 < corner_error(truth, shuffled + [0, 0, 1e-3]) < 1.1e-3
+    assert 0.9e-3 < corner_error(truth, shuffled + np.array([0, 0, 1e-3])) < 1.1e-3
     assert corner_error(truth, shuffled[1:]) == float("inf")
 
 
