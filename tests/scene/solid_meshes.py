@@ -31,7 +31,7 @@ def bumpy(mesh: Mesh, height: float = 0.02) -> Mesh:
 
 
 def square(cells: int, *, z: float = 0.0, side: float = 1.0) -> Mesh:
-    """A square of cells^2 * 2 triangles about (0, 0, z) that faces -z, towards a camera before it that looks along +z."""
+    """A square of cells^2 * 2 triangles about (0, 0, z) that faces -z, as cameras that look along +z see it."""
     steps = (np.arange(cells + 1) / cells - 0.5) * side
     x, y = np.meshgrid(steps, steps, indexing="xy")
     vertices = np.stack([x.reshape(-1), y.reshape(-1), np.full(x.size, z)], axis=1)
