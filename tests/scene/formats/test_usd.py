@@ -27,16 +27,16 @@ pytest.importorskip("pxr", reason="usd-core is not installed: pip install 'maque
 Y_UP = (0.0, 1.0, 0.0)
 MATERIAL = """
     def Material "m" {
-        token outputs:surface.connect = </root/m/s.outputs:surface>
+        token outputs:surface.connect = </top/m/s.outputs:surface>
         def Shader "s" {
             uniform token info:id = "UsdPreviewSurface"
-            color3f inputs:diffuseColor.connect = </root/m/t.outputs:rgb>
+            color3f inputs:diffuseColor.connect = </top/m/t.outputs:rgb>
             token outputs:surface
         }
         def Shader "t" {
             uniform token info:id = "UsdUVTexture"
             asset inputs:file = @PICTURE@
-            float2 inputs:st.connect = </root/m/r.outputs:result>
+            float2 inputs:st.connect = </top/m/r.outputs:result>
             float3 outputs:rgb
         }
         def Shader "r" {
@@ -53,10 +53,10 @@ def quad(body: str = "", *, head: str = 'upAxis = "Y"', mesh: str = "", points: 
     points = points or "(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)"
     return f"""#usda 1.0
 (
-    defaultPrim = "root"
+    defaultPrim = "top"
     {head}
 )
-def Xform "root" {{
+def Xform "top" {{
     {body}
     def Mesh "square" (prepend apiSchemas = ["MaterialBindingAPI"]) {{
         int[] faceVertexCounts = [4]
@@ -137,7 +137,7 @@ def test_uvs_of_any_name_and_interpolation_follow_the_material(tmp_path: Path, i
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     mesh_lines = f'texCoord2f[] primvars:map1 = [{values}] (interpolation = "{interpolation}")'
-    mesh_lines += "\n        rel material:binding = </root/m>"
+    mesh_lines += "\n        rel material:binding = </top/m>"
     text = quad(MATERIAL.replace("PICTURE", "@./a.png@"), mesh=mesh_lines).replace("@@", "@")
     mesh = load_mesh(write(tmp_path / "a.usda", text), up=Y_UP)
     assert mesh.material is not None and (mesh.material.base_color == picture).all()
@@ -312,7 +312,7 @@ def test_pictures_elsewhere_are_not_read(tmp_path: Path, picture: str):
     folder.mkdir()
     Image.fromarray(letter_sheet()).save(tmp_path / "secret.png")
     mesh_lines = 'texCoord2f[] primvars:map1 = [(0,0),(1,0),(1,1),(0,1)] (interpolation = "vertex")'
-    text = quad(MATERIAL.replace("@PICTURE@", f"@{picture}@"), mesh=mesh_lines + "\n rel material:binding = </root/m>")
+    text = quad(MATERIAL.replace("@PICTURE@", f"@{picture}@"), mesh=mesh_lines + "\n rel material:binding = </top/m>")
     assert load_mesh(write(folder / "a.usda", text)).material is None
 
 
