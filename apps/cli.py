@@ -18,7 +18,9 @@ from scene.errors import Interrupted, MaquetteError, ResourceError, did_you_mean
 
 COMMANDS = {
     "recon": ("apps.pipeline", "photos, a video or posed images -> 3D scene, mesh, film and report"),
-    "export": ("apps.export", "write a run's scene or mesh as .ply, .glb, .obj or .stl"),
+    "view": ("apps.view", "look at a run, splats or a mesh in the browser; live while a run trains"),
+    "edit": ("apps.edit", "remove floaters, crop, set up and scale; replayable, the trained scene stays as it is"),
+    "export": ("apps.export", "write a run, or any splat or mesh file, in every format of the field"),
     "render": ("apps.film", "film a run's scene along a camera path"),
     "eval": ("apps.judge", "judge a run on its held-out photos again"),
     "demo": ("apps.demo", "reconstruct the embedded sample and state the true error"),

@@ -23,6 +23,20 @@ from scene.untrusted import real
 
 T = TypeVar("T")
 
+AXES = {
+    "x": (1.0, 0.0, 0.0),
+    "y": (0.0, 1.0, 0.0),
+    "z": (0.0, 0.0, 1.0),
+    "-x": (-1.0, 0.0, 0.0),
+    "-y": (0.0, -1.0, 0.0),
+    "-z": (0.0, 0.0, -1.0),
+}
+
+RECORDED = ("preset", "max_minutes", "downscale", "holdout", "mesh", "faces", "device", "seed")
+"""The fields of Recon that config.json keeps beside the source and the method's own options."""
+
+LEAST_FACES, MOST_FACES = 100, 5_000_000
+
 METHODS = {"gaussians": "recon.gaussians"}
 """Methods by name: the module with its Config, PRESETS and train. This dict is the whole plug-in system."""
 
@@ -45,6 +59,10 @@ class Recon:
     """work on photos this many times smaller"""
     holdout: int = 8
     """keep every N-th photo from training, to judge with; 0 keeps none. A source's own split wins"""
+    mesh: Literal["web", "game", "film"] = "game"
+    """size of the mesh: 20k, 50k or 200k faces with a texture of 1, 2 or 4 thousand pixels a side"""
+    faces: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """another number of faces for the mesh"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute"""
     seed: int = 0
@@ -65,18 +83,43 @@ class Recon:
             raise InputError(f"--holdout must be 0 (none) or at least 2, got {self.holdout}: some photos must train")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed must be 0 or more and fit 63 bits, got {self.seed}")
+        check_faces(self.faces)
+
+
+def check_faces(faces: int | None) -> None:
+    """Raise InputError for a number of faces that no mesh is made with."""
+    if faces is not None and not LEAST_FACES <= faces <= MOST_FACES:
+        raise InputError(f"--faces must lie between {LEAST_FACES:,} and {MOST_FACES:,}, got {faces:,}")
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's scene or mesh in other formats; the file name says which."""
+    """Write a run's scene or mesh, or any splat or mesh file, in other formats; the file names say which."""
 
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """run folder"""
+    source: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN|FILE")]
+    """run folder, or a splat or mesh file of any format that is written here"""
     to: tuple[Path, ...]
-    """files to write: .ply (splats; *mesh*.ply the mesh), .glb, .obj, .stl"""
+    """files to write. Splats: .ply .splat .spz .sog; meshes: .glb .obj .stl; either: .ply .glb .usdz (see --what);
+    both in one page that needs no network: .html"""
+    what: Literal["auto", "splats", "mesh"] = "auto"
+    """what a format that can hold both gets; auto: what the file's name says ('mesh', 'splats'), else splats for .ply
+    and the mesh for .glb and .usdz"""
+    mesh: Annotated[Literal["web", "game", "film"] | None, tyro.conf.arg(metavar="web|game|film")] = None
+    """make the mesh anew in this size, textured from the photos; default: the run's mesh as it is"""
+    faces: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """make the mesh anew with this number of faces"""
+    up: Annotated[str | None, tyro.conf.arg(metavar="AXIS")] = None
+    """which axis of the source points up: x, y, z, -x, -y or -z; default: the run's own, what the format says, -y for
+    splats in .ply (as COLMAP leaves them), else z"""
+    cameras: bool = False
+    """put the photos' cameras into a .glb"""
     debug: bool = False
     """show tracebacks"""
+
+    def __post_init__(self) -> None:
+        check_faces(self.faces)
+        if self.up is not None and self.up.lower().lstrip("+") not in AXES:
+            raise InputError(f"--up must be one of {', '.join(AXES)}, got {self.up!r}")
 
 
 @dataclass(frozen=True)
@@ -155,8 +198,7 @@ class ReconJob:
 
     def as_json(self) -> dict[str, Any]:
         """The content of config.json: every option with its final value."""
-        keep = ("preset", "max_minutes", "downscale", "holdout", "device", "seed")
-        options = {name: getattr(self.request, name) for name in keep}
+        options = {name: getattr(self.request, name) for name in RECORDED}
         return {"source": str(real(self.request.source)), **options, "options": dataclasses.asdict(self.config)}
 
 
@@ -202,8 +244,7 @@ def job_of_run(folder: Path) -> ReconJob:
         saved = read_json(folder / "config.json", None)
         method = saved["method"]
         module = importlib.import_module(METHODS[method])
-        keep = ("preset", "max_minutes", "downscale", "holdout", "device", "seed")
-        fields = {name: saved[name] for name in keep}
+        fields = {name: saved[name] for name in RECORDED if name in saved}  # runs of before an option have its default
         request = from_json(Recon, {"source": saved["source"], **fields})
         config = from_json(module.Config, saved["options"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

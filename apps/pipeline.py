@@ -15,15 +15,17 @@ from pathlib import Path
 from apps.console import JsonLines, Watcher, clock
 from apps.film import path_cameras, pictures_along, up_of, write_film
 from apps.judge import judge
+from apps.meshing import budget, fine_mesh_file, finish, held_out_psnr, photo_views
 from apps.options import ReconJob, parse_recon
 from apps.report import write_report
-from apps.run_cameras import load_scene, read_cameras, write_cameras
+from apps.run_cameras import RunCameras, load_scene, read_cameras, write_cameras
 from apps.signals import StopSignal
 from data.captures import Capture, open_capture
 from recon import capture_check, gaussians, sfm
 from scene.errors import CamerasError, InputError, Interrupted
-from scene.formats import save_mesh, save_splats
+from scene.formats import load_mesh, save_mesh, save_splats
 from scene.gaussians import Gaussians
+from scene.mesh import Mesh
 from scene.mesh_extraction import MeshConfig, gaussians_to_mesh
 from scene.ops import native
 from scene.runs import Run, StepReport
@@ -84,7 +86,7 @@ class _Work:
             self.stop.check()
             trained = self.trained(capture)
             self.judged(capture, trained)
-        self.meshed(trained)
+            self.meshed(capture, trained)
         self.filmed(trained)
         self.reported()
 
@@ -201,9 +203,9 @@ class _Work:
             self.run.event()
             judge(self.run, capture, trained, self.job.config, self.progress, self.stop)
 
-    def meshed(self, trained: Gaussians) -> None:
-        """mesh.glb; a scene that gives none is said to, and the rest goes on."""
-        run = self.run
+    def meshed(self, capture: Capture, trained: Gaussians) -> None:
+        """mesh_fine.ply and mesh.glb; a scene that gives none is said to, and the rest goes on."""
+        run, request = self.run, self.job.request
         if run.finished("mesh") is not None and (run.folder / "mesh.glb").is_file():
             return
         run.stage = "mesh"
@@ -211,21 +213,35 @@ class _Work:
         began = time.monotonic()
         seen = read_cameras(run)
         try:
-            mesh = gaussians_to_mesh(
-                trained,
-                seen.train,
-                MeshConfig(antialias=self.job.config.antialias),
-                progress=self.progress,
-                stop=self.stop,
-            )
+            fine = self.fine_mesh(trained, seen)
         except InputError as error:
             run.decide(f"No mesh: {error}")
             return
-        save_mesh(run.folder / "mesh.glb", mesh, up=up_of(seen))
-        facts = mesh.facts()
+        wanted = budget(request.mesh, request.faces)
+        made = finish(fine, photo_views(capture), wanted, progress=self.progress, stop=self.stop)
+        save_mesh(run.folder / "mesh.glb", made.mesh, up=up_of(seen), label=made.label.as_json())
+        facts = made.mesh.facts()
         run.add_metrics(mesh_faces=facts.faces, mesh_watertight=facts.watertight)
-        run.finish("mesh", seconds=time.monotonic() - began, facts=dataclasses.asdict(facts))
-        run.event(f"{facts.faces:,} faces, " + ("watertight" if facts.watertight else "open"))
+        exposure = gaussians.learns_exposure(capture, self.job.config)
+        judged = held_out_psnr(made.mesh, capture, exposure=exposure)
+        held_out = {} if judged is None else {"held_out_psnr": judged[0], "held_out_cover": judged[1]}
+        run.finish("mesh", seconds=time.monotonic() - began, **made.record(), **held_out)
+        shows = "" if judged is None else f", {judged[0]:.1f} dB on held-out photos where it covers them"
+        for fault in made.label.faults:
+            run.decide(f"The mesh has a fault: {fault.sentence}")
+        run.event(f"{facts.faces:,} faces, texture {made.textured.facts.size} px{shows}")
+
+    def fine_mesh(self, trained: Gaussians, seen: RunCameras) -> Mesh:
+        """The mesh before decimation, kept in the run. Raises InputError when no surface comes out."""
+        path = fine_mesh_file(self.run.folder)
+        if self.run.finished("surface") is not None and path.is_file():
+            return load_mesh(path)
+        began = time.monotonic()
+        config = MeshConfig(faces=0, antialias=self.job.config.antialias)
+        fine = gaussians_to_mesh(trained, seen.train, config, progress=self.progress, stop=self.stop)
+        save_mesh(path, fine)
+        self.run.finish("surface", seconds=time.monotonic() - began)
+        return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
 
     def filmed(self, trained: Gaussians) -> None:
         """turntable.mp4."""
