@@ -79,8 +79,8 @@ def coverage(
     weight = turn if weights is None else turn * weights
     # Counter-clockwise faces lie to the left of their edges: one that goes up ends the row, one that goes down starts.
     change = np.repeat(weight, 3) * np.where(upwards, -1.0, 1.0)
-    steps = np.bincount(row * (width + 1) + column, change[of_edge], height * (width + 1))
-    return np.cumsum(steps.reshape(height, width + 1), axis=1)[:, :width].round().astype(np.int64)
+    steps = np.bincount(row * (width + 1) + column, change[of_edge], height * (width + 1)).astype(np.int64)
+    return np.cumsum(steps.reshape(height, width + 1), axis=1)[:, :width]
 
 
 def uv_islands(mesh: Mesh) -> NDArray[np.int32]:
@@ -117,12 +117,12 @@ def _padding(texels: NDArray[np.float64], islands: NDArray[np.int32], count: NDA
     _, labels = cv2.distanceTransformWithLabels(
         np.where(single, 0, 1).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    label = np.asarray(labels, dtype=np.int64)
+    label = np.asarray(labels).astype(np.int32)
     places = np.flatnonzero(single)
-    place_of_label = np.zeros(int(label.max()) + 1, dtype=np.int64)
+    place_of_label = np.zeros(int(label.max()) + 1, dtype=np.int32)
     place_of_label[label.reshape(-1)[places]] = places
     nearest = place_of_label[label]
-    island = owner.reshape(-1)[nearest]
+    island = owner.astype(np.int32).reshape(-1)[nearest]
     least = np.inf
     for a, b in (((slice(None), slice(1, None)), (slice(None), slice(-1))), ((slice(1, None),), (slice(-1),))):
         apart = island[a] != island[b]

@@ -192,7 +192,7 @@ def test_measuring_a_large_texture_takes_seconds():
     import time
 
     mesh = crate(cuts=64)  # 49,152 faces
-    began = time.perf_counter()
+    began = time.process_time()
     measured = measure_uvs(mesh, 2048, 2048)
-    assert time.perf_counter() - began < 6  # 0.7 s on an idle core
+    assert time.process_time() - began < 4  # 0.7 s on an idle core
     assert measured.islands == 6 and measured.overlap == 0

@@ -265,7 +265,7 @@ def test_a_large_mesh_is_repaired_in_seconds():
     rng = np.random.default_rng(2)
     broken = turned(mesh, rng.random(len(mesh.faces)) < 0.001)
     broken = select_faces(broken, rng.random(len(mesh.faces)) > 0.0005)
-    began = time.perf_counter()
+    began = time.process_time()
     fixed, _ = repair(broken)
-    assert time.perf_counter() - began < 20  # 4 s on an idle core
+    assert time.process_time() - began < 12  # 3 s on an idle core
     assert fixed.facts().watertight
