@@ -345,3 +345,28 @@ def test_a_run_becomes_a_page_and_its_report_opens_in_3d(tmp_path: Path, tab: Pa
     assert len(tab.requests()) == len([a for a in tab.requests() if a.startswith(("file:", "blob:", "data:"))])
     tab.open(tmp_path / "scene.html", "#mode=mesh")
     tab.ready()
+
+
+def test_a_normal_map_bends_the_light_the_right_way(tmp_path: Path, tab: Page) -> None:
+    corners = np.array([[0, -0.6, -0.6], [0, 0.6, -0.6], [0, 0.6, 0.6], [0, -0.6, 0.6]])
+    square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float32)
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    relief = np.full((128, 128, 3), (128, 128, 230), dtype=np.uint8)
+    relief[:, :64, 0], relief[:, 64:, 0] = 70, 186  # leans to the left on the left, to the right on the right
+    relief[:64, :, 1], relief[64:, :, 1] = 186, 70  # upwards above, downwards below
+    white = np.full((128, 128, 3), 200, dtype=np.uint8)
+    mesh = Mesh(corners, faces, uvs=square[faces], material=Material(white, normal=relief))
+    path = tmp_path / "scene.html"
+    front = tiny_camera(0.0, 0.0, SIZE)  # at +x: +y is to the right, +z upwards
+    path.write_text(scene_page(splats=None, mesh=mesh, up=None, cameras=[front], title="x"))
+    tab.open(path, "#ui=none&shade=lit")
+    tab.ready()
+    picture = tab.picture().mean(axis=2)
+    quarters = {
+        (v, u): picture[70 + 40 * v : 90 + 40 * v, 70 + 40 * u : 90 + 40 * u].mean() for v in (0, 1) for u in (0, 1)
+    }
+    # The light comes from the upper left of the eye.
+    assert quarters[0, 0] > quarters[0, 1] + 8
+    assert quarters[1, 0] > quarters[1, 1] + 8
+    assert quarters[0, 0] > quarters[1, 0] + 8
+    assert quarters[0, 1] > quarters[1, 1] + 8
