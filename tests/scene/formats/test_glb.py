@@ -355,6 +355,38 @@ def test_sparse_accessors_replace_single_vertices(tmp_path: Path):
     assert sorted(mesh.vertices.tolist()) == [[0, 0, 0], [0, 1, 0], [1, 0, 0], [5, 6, 7]]
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [(4, [[0, 1, 2]]), (5, [[0, 1, 2], [1, 3, 2]]), (6, [[0, 1, 2], [0, 2, 3]])],
+    ids=["triangles", "strip", "fan"],
+)
+def test_triangles_strips_and_fans_keep_their_sides(tmp_path: Path, mode: int, expected: list[list[int]]):
+    order = [0, 1, 3, 2] if mode == 5 else [0, 1, 2, 3]  # a strip goes across
+    document, binary = quads("#ffffff")
+    primitive = document["meshes"][0]["primitives"][0]
+    primitive["mode"], document["accessors"][0]["count"] = mode, 4
+    binary = np.array([*order, 0, 0], "<u2").tobytes() + binary[12:]
+    write_gltf(tmp_path / "a.gltf", document, binary)
+    mesh = load_mesh(tmp_path / "a.gltf", up=Y_UP)
+    assert len(mesh.faces) == len(expected) and (mesh.face_normals[:, 2] > 0).all()
+    assert mesh.face_areas.sum() == pytest.approx(0.5 * len(expected))
+
+
+def test_quantised_positions_are_scaled_by_their_type(tmp_path: Path):
+    document, binary = quads("#ffffff")
+    quantised = np.array([[-32768, -32767, 0, 0], [32767, 0, 0, 0], [0, 32767, 16384, 0], [0, 0, 32767, 0]], "<i2")
+    document["extensionsRequired"] = ["KHR_mesh_quantization"]
+    document["accessors"][2] |= {"componentType": 5122, "normalized": True}
+    document["bufferViews"].append(
+        {"buffer": 0, "byteOffset": len(binary), "byteLength": quantised.nbytes, "byteStride": 8}
+    )
+    document["accessors"][2]["bufferView"] = len(document["bufferViews"]) - 1
+    write_gltf(tmp_path / "a.gltf", document, binary + quantised.tobytes())
+    mesh = load_mesh(tmp_path / "a.gltf", up=Y_UP)
+    expected = np.maximum(quantised[:, :3] / 32767.0, -1)
+    assert np.abs(mesh.vertices - expected).max() < 1e-12
+
+
 # Files that lie
 
 
