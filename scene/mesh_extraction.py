@@ -1,8 +1,9 @@
-"""From Gaussians to a mesh: depth is rendered at the training cameras, fused, cleaned, decimated and coloured.
+"""From Gaussians to a mesh: depth is rendered at the training cameras, refined, fused, cleaned, decimated, coloured.
 
 The recipe of 2DGS (Huang et al., 2024) with another depth. Splats trained on photos are thick and translucent: the mean
 depth along a ray lies deep behind the surface and the planes of their shortest axes mean little. What serves is the
-splat that takes half of the light, and where the ray meets its density, as in RaDe-GS (Zhang et al., 2024).
+splat that takes the first fifth of the light, and where the ray meets its density, as in RaDe-GS (Zhang et al., 2024).
+From there the pictures of neighbouring views find the surface (scene/depth_refinement.py).
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame, back_project, colors_from_frames, fuse_depths, ignore
+from scene.depth_refinement import refine_depths
 from scene.errors import InputError
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh, clean, decimate, face_components, select_faces
+from scene.mesh_cleaning import smooth
 from scene.mesh_distance import Box
 from scene.ops.splat_bin import bin_splats
 from scene.ops.splat_blend import blend
 from scene.ops.splat_project import project, quats_to_matrices
 
-MEDIAN_LIGHT = 0.6  # share of the light that is left where the surface is
-INWARDS = 1.0  # standard deviations; splats are trained to lie with their centres behind what is seen of them
+MEDIAN_LIGHT = 0.8  # share of the light that is left where the surface is
+INWARDS = 0.5  # standard deviations; splats are trained to lie with their centres behind what is seen of them
 LEAST_ALPHA = 0.5  # a pixel that lets more light through has no surface
 SAMPLES = 40_000  # points that are looked up in all views, from all views together
 AGREEMENT = 0.03  # of the depth: a point is seen by a camera that has this depth there
 LEAST_VIEWS = 3
 LEAST_WEIGHT = 0.5  # sum of cosines over the views; more leaves holes where few look, less brings no accuracy
+MOST_NOISE = 1.5  # px: more is no noise of the depth but a wrong one, which smoothing would only spread
 CUT_OFF = 0.1  # share of the largest part's area below which a part that ends at the box is cut off
 WELL_SEEN = 0.15  # share of the best-seen points' pixels per area
 
@@ -47,6 +52,8 @@ class MeshConfig:
     max_views: int = 120  # evenly chosen when there are more
     max_pixels: int = 640 * 480  # per view; larger ones are rendered smaller
     antialias: bool = False  # as the Gaussians were trained
+    smoothing: int = 10  # rounds over the fine mesh: bumps of a few voxels go, larger shapes stay
+    box: Box | None = None  # nothing outside is built; None: what many of the cameras see
 
 
 def gaussians_to_mesh(
@@ -66,7 +73,7 @@ def gaussians_to_mesh(
     views = evenly(cameras, config.max_views)
     if not len(gaussians) or len(views) < 2:
         raise InputError(f"a mesh needs Gaussians and two cameras or more, got {len(gaussians)} and {len(views)}")
-    total = 3 * len(views)
+    total = 5 * len(views)
     frames = []
     for done, camera in enumerate(views):
         frames.append(render_frame(gaussians, smaller(camera, config.max_pixels), antialias=config.antialias))
@@ -74,6 +81,13 @@ def gaussians_to_mesh(
         if stop():
             break
     region = well_seen(frames)
+    frames = refine_depths(
+        frames,
+        noise=min(region.disagreement, MOST_NOISE * region.footprint),
+        progress=lambda done, _, message: progress(len(views) + done, total, message),
+        stop=stop,
+    )
+    region = well_seen(frames, config.box)
     voxel_size = max(region.longest_side / config.voxels, 0.5 * region.footprint)
     mesh = fuse_depths(
         frames,
@@ -81,10 +95,12 @@ def gaussians_to_mesh(
         truncation=max(config.truncation * voxel_size, 3 * region.disagreement),
         box=region.box,
         least_weight=LEAST_WEIGHT,
-        progress=lambda done, _, message: progress(len(views) + done, total, message),
+        progress=lambda done, _, message: progress(3 * len(views) + done, total, message),
         stop=stop,
     )
-    mesh = without_cut_offs(clean(mesh, min_share=config.min_part), region.box, margin=2 * voxel_size)
+    mesh = smooth(clean(mesh, min_share=config.min_part), config.smoothing)
+    if config.box is None:
+        mesh = without_cut_offs(mesh, region.box, margin=2 * voxel_size)
     if config.faces:
         # Collapsing edges parts what hung together by a thread.
         mesh = clean(decimate(mesh, config.faces), min_share=config.min_part)
@@ -147,7 +163,8 @@ def render_frame(gaussians: Gaussians, camera: Camera, *, antialias: bool = Fals
         camera,
         _smooth(depth.clamp_min(0)),
         (drawn.rgb.clamp(0, 1) * 255).round().to(torch.uint8),
-        torch.where(there, drawn.alpha, 0),
+        drawn.alpha,
+        empty_is_free=True,  # the splats were trained to leave a ray without light where a photo shows nothing
     )
 
 
@@ -179,8 +196,8 @@ class Region:
     disagreement: float
 
 
-def well_seen(frames: Sequence[DepthFrame]) -> Region:
-    """The box of what many of the cameras see, without the far background.
+def well_seen(frames: Sequence[DepthFrame], box: Box | None = None) -> Region:
+    """The box of what many of the cameras see, without the far background; or `box`, and what they see in it.
 
     Points of all views are looked up in all others. How well a point is seen is the sum of 1 / z^2 over the cameras
     that see it, the number of pixels that a piece of surface there gets from all of them; points with at least a
@@ -206,18 +223,29 @@ def well_seen(frames: Sequence[DepthFrame]) -> Region:
         raise InputError(
             f"no surface is seen alike by {LEAST_VIEWS} cameras, so there is no mesh; the splats may not be trained yet"
         )
-    kept &= pixels_seen >= WELL_SEEN * float(torch.quantile(pixels_seen[kept], 0.95))
-    cloud, footprint = cloud[kept].numpy(), footprint[kept]
-    low, high = np.quantile(cloud, 0.005, axis=0), np.quantile(cloud, 0.995, axis=0)
-    margin = 0.03 * float((high - low).max())
-    low, high = (low - margin).tolist(), (high + margin).tolist()
+    if box is None:
+        kept &= pixels_seen >= WELL_SEEN * float(torch.quantile(pixels_seen[kept], 0.95))
+        box = _box_around(cloud[kept].numpy())
+    else:
+        kept &= torch.from_numpy(box.holds(cloud.numpy()))
+        if not kept.any():
+            raise InputError(f"no surface lies in the box from {box.low} to {box.high}; look where the scene is")
+    footprint = footprint[kept]
     error = torch.cat(errors)
     return Region(
-        box=Box((low[0], low[1], low[2]), (high[0], high[1], high[2])),
-        longest_side=max(b - a for a, b in zip(low, high, strict=True)),
+        box=box,
+        longest_side=max(b - a for a, b in zip(box.low, box.high, strict=True)),
         footprint=float(footprint.median()),
         disagreement=float(error.median()),
     )
+
+
+def _box_around(cloud: NDArray[np.float64]) -> Box:
+    """The box of nearly all points [P, 3], a little enlarged."""
+    low, high = np.quantile(cloud, 0.005, axis=0), np.quantile(cloud, 0.995, axis=0)
+    margin = 0.03 * float((high - low).max())
+    low, high = (low - margin).tolist(), (high + margin).tolist()
+    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
 
 def _sees(frame: DepthFrame, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
