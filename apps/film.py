@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apps.console import Watcher
 from apps.options import Render, job_of_run, parse
-from apps.run_cameras import RunCameras, load_scene, read_cameras
+from apps.run_cameras import RunCameras, edited_cameras, edited_scene
 from apps.signals import StopSignal
 from recon.gaussians import picture
 from scene import camera_paths
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     """The `maquette render` command."""
     request = parse(Render, "render", arguments)
     with Run.open(request.run, writing=False) as run, StopSignal() as stop, Watcher() as watcher:
-        seen = read_cameras(run)
+        seen = edited_cameras(run)
         path = path_cameras(seen, request.path, request.frames, request.width)
-        scene = load_scene(run)
+        scene = edited_scene(run)
 
         def progress(done: int, total: int) -> None:
             stop.check()

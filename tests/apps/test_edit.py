@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
-from apps import edit
+from apps import edit, film
 from apps.options import parse_recon
 from apps.run_cameras import edited_cameras, edited_mesh, edited_scene, load_scene, read_cameras
 from scene import edits
@@ -67,6 +68,19 @@ def test_edits_are_seen_by_all_and_the_trained_files_stay(run: Run, capsys: pyte
     view = render(plain, read_cameras(run).cameras[0]).rgb, render(turned, seen.cameras[0]).rgb
     assert (view[0] - view[1]).abs().mean() < 1e-3
     assert "is +Z" in capsys.readouterr().err
+
+
+def test_a_film_along_the_photos_shows_the_edited_scene_from_the_edited_cameras(run: Run, tmp_path: Path) -> None:
+    def filmed(name: str) -> np.ndarray:
+        film.main([str(run.folder), "--path", "train", "--frames", "3", "--width", "64", "--out", str(tmp_path / name)])
+        files = sorted((tmp_path / name).glob("*.png"))
+        return np.stack([np.asarray(Image.open(file), dtype=float) for file in files])
+
+    before = filmed("before")
+    asked(run, "--up", "0.3,-1,0.2", "--scale", "30")
+    assert np.abs(filmed("turned") - before).mean() < 0.5  # of 255
+    asked(run, "--floaters")
+    assert np.abs(filmed("cleaned") - before).mean() > 0.5
 
 
 def test_floaters_are_removed_scored_and_brought_back(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
