@@ -22,8 +22,8 @@ MISTRUSTED = 1e-3  # what a pixel inside the band counts where no other photo se
 SOLID = 250  # alpha from which a pixel of a cut-out shows nothing but the object
 PAIRS = 40_000  # texels from which gains are found
 UNSATURATED = (8, 247)  # colours between which a gain is a gain
-OUTLIER = 40.0  # difference of two photos, 0 to 255, beyond which they do not show the same thing
-KEEP_GAIN = 0.02  # share of a photo's pairs with which its gain is held at 1, and its offset at 0
+OUTLIER = 25.0  # difference of two photos, 0 to 255, beyond which they do not show the same thing
+KEEP_GAIN = 0.03  # share of a photo's pairs with which its gain is held at 1, and its offset at 0
 
 
 def worth_of_pixels(rgb: Tensor, alpha: Tensor | None, depth: Tensor, *, jump: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def owners(laid: Unwrapped, size: int = SIZE) -> tuple[NDArray[np.int64], int]:
 
 
 def messy(seed: int = 0) -> Mesh:
-    """A ball of noise: folds, spikes, a piece of another sheet through it, faces without area, an edge of three faces."""
+    """A ball of noise: folds, spikes, another sheet through it, faces without area, an edge of three faces."""
     rng = np.random.default_rng(seed)
     ball = icosphere(3)
     vertices = ball.vertices * (1 + 0.25 * rng.standard_normal((len(ball.vertices), 1)))
@@ -82,7 +83,8 @@ def test_charts_keep_twice_the_padding_apart_and_the_padding_from_the_edge(paddi
         assert min(rows.min(), columns.min()) >= padding - 1
         assert max(rows.max(), columns.max()) <= SIZE - padding
         others = (owner >= 0) & (owner != chart)
-        assert distance_transform_cdt(~others, "chessboard")[rows, columns].min() >= 2 * padding - 1
+        apart: Any = distance_transform_cdt(~others, "chessboard")
+        assert apart[rows, columns].min() >= 2 * padding - 1
 
 
 def test_a_chart_is_one_piece_and_its_corners_agree() -> None:
@@ -105,7 +107,7 @@ def test_a_flat_sheet_stays_one_chart_in_its_own_shape() -> None:
 
 def test_where_the_mesh_lies_and_how_large_it_is_changes_nothing() -> None:
     mesh = bumpy(icosphere(2))
-    large, far = Mesh(1024 * mesh.vertices, mesh.faces), Mesh(mesh.vertices + [5e3, -3e3, 1e3], mesh.faces)
+    large, far = Mesh(1024 * mesh.vertices, mesh.faces), Mesh(mesh.vertices + np.array([5e3, -3e3, 1e3]), mesh.faces)
     here, larger, there = (unwrap(each, size=SIZE, seconds=0) for each in (mesh, large, far))
     assert np.allclose(here.uvs, larger.uvs, atol=1e-6)
     assert here.scale == pytest.approx(1024 * larger.scale, rel=1e-6)
