@@ -39,12 +39,19 @@ def main() -> None:
     except Refused as error:
         answer = {"error": str(error)}
     except Exception as error:  # pxr's Tf.ErrorException and Boost.Python's errors have no narrower base
-        # "Error in 'function' at line 48 in file usd.cpp : 'what a user may read'"
-        reason = str(error).rpartition(" : '")[2].strip().strip("'")
-        answer = {"error": f"usd-core cannot read it ({' '.join(reason.split())[:300]})"}
+        answer = {"error": f"usd-core cannot read it ({_reason(error)})"}
     if "error" not in answer:
         np.savez(out, **arrays)  # type: ignore[arg-type]
     sys.stdout.write("\n" + json.dumps(answer))
+
+
+def _reason(error: Exception) -> str:
+    """What a user may read of "Error in 'function' at line 48 in file usd.cpp : 'the reason'"."""
+    try:
+        text = str(error)
+    except UnicodeDecodeError:  # usd-core quotes the file
+        return "it has text that is not UTF-8"
+    return " ".join(text.rpartition(" : '")[2].strip().strip("'").split())[:300]
 
 
 def _limit(seconds: int, memory: int) -> None:

@@ -321,6 +321,7 @@ def test_pictures_elsewhere_are_not_read(tmp_path: Path, picture: str):
     [
         ("a.usda", b""),
         ("b.usda", b"#usda 1.0\ndef Mesh {"),
+        ("not utf8.usda", quad().encode().replace(b"points", b"p\xffints")),
         ("c.usdc", b"PXR-USDC" + bytes(80)),
         ("d.usdz", b"PK\x03\x04" + bytes(60)),
         ("e.usda", quad().replace("[0, 1, 2, 3]", "[0, 1, 2, 4]").encode()),
