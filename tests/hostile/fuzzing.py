@@ -9,6 +9,7 @@ number alone, so any of them can be made again:  python -m tests.hostile.fuzzing
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -18,10 +19,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+
+from scene.errors import InputError, ResourceError
+from tests.hostile.mutations import mutated
+from tests.hostile.readers import READERS, Reader
 
 MOST_SECONDS = 2.0  # of processor time: others may be using the machine
 MOST_BYTES = 256 << 20
@@ -57,12 +63,8 @@ def peak_bytes() -> int:
     return int(text[at + 7 : text.find(b"kB", at)]) << 10 if at >= 0 else 0
 
 
-def executions(name: str, folder: Path, first: int, count: int) -> Iterator[tuple[int, str, bytes]]:
+def executions(reader: Reader, folder: Path, first: int, count: int) -> Iterator[tuple[int, str, bytes]]:
     """Number, file and content of each bad file of a reader; the others in `folder` are good meanwhile."""
-    from tests.hostile.mutations import mutated
-    from tests.hostile.readers import READERS
-
-    reader = next(reader for reader in READERS if reader.name == name)
     files = reader.seeds(folder)
     good = {
         file: (folder / file).read_bytes() if (folder / file).is_file() else forms[0].pack(forms[0].content)
@@ -72,7 +74,7 @@ def executions(name: str, folder: Path, first: int, count: int) -> Iterator[tupl
         (folder / file).write_bytes(content)
     names, before = sorted(files), None
     for number in range(first, first + count):
-        random = Random(f"{name} {number}")
+        random = Random(f"{reader.name} {number}")
         file = random.choice(names)
         if before not in (None, file):
             (folder / before).write_bytes(good[before])
@@ -80,17 +82,12 @@ def executions(name: str, folder: Path, first: int, count: int) -> Iterator[tupl
         yield number, file, mutated(files[file], random)
 
 
-def work(name: str, first: int, count: int, folder: Path, told: object) -> None:
+def work(reader: Reader, first: int, count: int, folder: Path, told: Connection) -> None:
     """The body of a worker: sends the number of each execution before it, then what came of it."""
-    from scene.errors import InputError, ResourceError
-    from tests.hostile.readers import READERS
-
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)  # libraries remark on each bad file
-    call = next(reader.call for reader in READERS if reader.name == name)
-    send = told.send  # type: ignore[attr-defined]
-    base = 0
-    for number, file, content in executions(name, folder, first, count):
+    call, send, base = reader.call, told.send, 0
+    for number, file, content in executions(reader, folder, first, count):
         if not base:
             _warm(call, folder)
             base = peak_bytes()
@@ -121,22 +118,22 @@ def work(name: str, first: int, count: int, folder: Path, told: object) -> None:
         send((number, fault or ("ok" if accepted else "refused"), seconds))
 
 
-def _life(name: str, first: int, count: int, folder: Path, told: object) -> None:
+def _life(reader: Reader, first: int, count: int, folder: Path, told: Connection) -> None:
     """A worker from start to end, which comes at once: forked from a thread, it must not wait for the others."""
     heard = os.dup(2)
     try:
-        work(name, first, count, folder, told)
+        work(reader, first, count, folder, told)
     except BaseException:
         os.write(heard, traceback.format_exc().encode())
         os._exit(1)
     os._exit(0)
 
 
-def _warm(call: object, folder: Path) -> None:
+def _warm(call: Callable[[Path], object], folder: Path) -> None:
     """Read the good files once, so that what libraries take for themselves is not counted."""
     for _ in range(2):
         try:
-            call(folder)  # type: ignore[operator]
+            call(folder)
         except Exception as error:
             raise RuntimeError(f"the good files in {folder} are refused: {error}") from error
 
@@ -149,21 +146,21 @@ def _swallowed(error: BaseException | None) -> bool:
     return False
 
 
-def fuzz(name: str, count: int, *, first: int = 0, keep: Path | None = None, most_failures: int = 20) -> Verdict:
+def fuzz(reader: Reader, count: int, *, first: int = 0, keep: Path | None = None, most_failures: int = 20) -> Verdict:
     """Run `count` executions of a reader, in a new process after each failure that ends one."""
-    verdict, at = Verdict(name), first
+    verdict, at = Verdict(reader.name), first
     while at < first + count and len(verdict.failures) < most_failures:
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=scratch()) as place:
             folder = Path(place)
-            at = _chunk(verdict, name, at, min(CHUNK, first + count - at), folder, keep)
+            at = _chunk(verdict, reader, at, min(CHUNK, first + count - at), folder, keep)
     return verdict
 
 
-def _chunk(verdict: Verdict, name: str, first: int, count: int, folder: Path, keep: Path | None) -> int:
+def _chunk(verdict: Verdict, reader: Reader, first: int, count: int, folder: Path, keep: Path | None) -> int:
     """One worker's life; returns the number of the next execution."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_life, args=(name, first, count, folder, sender), daemon=True)
+    process = context.Process(target=_life, args=(reader, first, count, folder, sender), daemon=True)
     process.start()
     sender.close()
     current, done, why = first, first, ""
@@ -178,43 +175,42 @@ def _chunk(verdict: Verdict, name: str, first: int, count: int, folder: Path, ke
                 current = number
                 continue
             done = number + 1
-            _count(verdict, number, outcome, seconds, keep)
+            _count(verdict, reader, number, outcome, seconds, keep)
     except EOFError:
         pass
     process.join()
     if process.exitcode != 0 or why:
         code = process.exitcode or 0
         signalled = signal.Signals(-code).name if code < 0 else f"exit {code}"
-        _fail(verdict, current, why or f"the process ended by {signalled}", keep)
+        _fail(verdict, reader, current, why or f"the process ended by {signalled}", keep)
         verdict.executions += 1
         return current + 1
     return done
 
 
-def _count(verdict: Verdict, number: int, outcome: str, seconds: float, keep: Path | None) -> None:
+def _count(verdict: Verdict, reader: Reader, number: int, outcome: str, seconds: float, keep: Path | None) -> None:
     verdict.executions += 1
     verdict.seconds += seconds
     verdict.slowest_ms = max(verdict.slowest_ms, round(1e3 * seconds, 1))
     verdict.accepted += outcome == "ok"
     if outcome not in ("ok", "refused"):
-        _fail(verdict, number, outcome, keep)
+        _fail(verdict, reader, number, outcome, keep)
 
 
-def _fail(verdict: Verdict, number: int, why: str, keep: Path | None) -> None:
+def _fail(verdict: Verdict, reader: Reader, number: int, why: str, keep: Path | None) -> None:
     verdict.failures.append({"number": number, "why": why})
     if keep is not None:  # made again from its number: the worker may have gone on
         keep.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=scratch()) as place:
-            for _, file, content in executions(verdict.reader, Path(place), number, 1):
+            for _, file, content in executions(reader, Path(place), number, 1):
                 (keep / f"{verdict.reader}-{number}-{Path(file).name}").write_bytes(content)
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    from tests.hostile.readers import READERS
-
+def parse(arguments: Sequence[str], executions_each: int = 10_000) -> argparse.Namespace:
+    """The command line of the fuzzing and of its benchmark."""
     parser = argparse.ArgumentParser(description="Fuzz the readers; prints JSON.")
     parser.add_argument("readers", nargs="*", metavar="READER", help="default: all")
-    parser.add_argument("--executions", type=int, default=10_000, help="of each reader")
+    parser.add_argument("--executions", type=int, default=executions_each, help="of each reader")
     parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first execution")
     parser.add_argument("--shares", action="store_true", help="slow readers get their share only, as in the tests")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
@@ -231,16 +227,14 @@ def run(options: argparse.Namespace) -> list[Verdict]:
     """All chosen readers, `jobs` at a time; as each comes to its end it is told on stderr."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from tests.hostile.readers import READERS
-
-    def one(name: str) -> Verdict:
-        share = next(reader.share for reader in READERS if reader.name == name) if options.shares else 1.0
-        verdict = fuzz(name, max(1, round(share * options.executions)), first=options.first, keep=options.keep)
-        sys.stderr.write(f"{name}: {verdict.executions} executions, {len(verdict.failures)} failures\n")
+    def one(reader: Reader) -> Verdict:
+        share = reader.share if options.shares else 1.0
+        verdict = fuzz(reader, max(1, round(share * options.executions)), first=options.first, keep=options.keep)
+        sys.stderr.write(f"{reader.name}: {verdict.executions} executions, {len(verdict.failures)} failures\n")
         return verdict
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        return list(pool.map(one, options.readers))
+        return list(pool.map(one, [reader for reader in READERS if reader.name in options.readers]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -256,7 +250,7 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import tests.hostile.readers  # noqa: F401
+    importlib.import_module("apps.run_cameras")
 
 
 if __name__ == "__main__":

@@ -484,15 +484,15 @@ def read_run(folder: Path) -> None:
 
 READERS = (
     Reader("pictures", picture_seeds, read_picture),
-    Reader("heif_avif", modern_picture_seeds, read_picture, 0.2, "the codecs take milliseconds to start"),
+    Reader("heif_avif", modern_picture_seeds, read_picture, 0.3, "the codecs take milliseconds to start"),
     Reader("exif", exif_seeds, inspect),
     Reader("zip", archive_seeds, read_archive),
-    Reader("transforms", transforms_seeds, read_cameras_of_folder, 0.5, "opens its photos each time"),
+    Reader("transforms", transforms_seeds, read_cameras_of_folder),
     Reader("colmap_bin", colmap_binary_seeds, read_colmap_model),
     Reader("colmap_txt", colmap_text_seeds, read_colmap_model),
-    Reader("llff", llff_seeds, read_cameras_of_folder, 0.5, "opens its photos each time"),
-    Reader("middlebury", middlebury_seeds, read_cameras_of_folder, 0.5, "opens its photos each time"),
-    Reader("kitti", kitti_seeds, read_cameras_of_folder, 0.5, "opens its photos each time"),
+    Reader("llff", llff_seeds, read_cameras_of_folder),
+    Reader("middlebury", middlebury_seeds, read_cameras_of_folder),
+    Reader("kitti", kitti_seeds, read_cameras_of_folder),
     Reader("point_ply", point_ply_seeds, read_points),
     Reader("splat_ply", splat_ply_seeds, read_splats("a.ply")),
     Reader("compressed_ply", compressed_ply_seeds, read_splats("a.ply")),
@@ -513,5 +513,5 @@ READERS = (
         "each is read in a process of its own, for half a second",
     ),
     Reader("checkpoint", checkpoint_seeds, read_a_checkpoint),
-    Reader("run_json", run_seeds, read_run),
+    Reader("run_json", run_seeds, read_run, 0.5, "six files are read each time"),
 )
