@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame, ignore
 
-Image = NDArray[np.float32]  # [H, W]
+Image = NDArray[Any]  # [H, W] float32; the stubs of OpenCV and numpy's promotion know no float types
 
 SHIFTS = ((0.0, 0.25, 0.5, 0.8, 1.25, 1.9), (0.0, 0.12, 0.25, 0.5, 0.95))  # px in the neighbours, each way; two rounds
 WINDOW = 5  # px; larger ones carry depth over edges

@@ -15,6 +15,7 @@ from scene.depth_fusion import DepthFrame
 from scene.depth_refinement import refine_depths
 
 NOISE = 0.01
+WAVES = torch.tensor([[31.0, -11, 9], [7, 27, -17], [19, 5, 33]], dtype=torch.float64)  # some 6 px long on the ball
 
 
 def cameras(count: int = 8) -> list[Camera]:
@@ -40,11 +41,8 @@ def frame_of(camera: Camera, *, textured: bool = True) -> DepthFrame:
     depth = true_depth(camera)
     origins, rays = camera.rays()
     points = origins + depth[..., None] * rays
-    waves = sum(
-        torch.sin(2 * points @ torch.tensor(w, dtype=torch.float64))
-        for w in ((31.0, 7, 19), (-11.0, 27, 5), (9, -17, 33.0))
-    )
-    grey = 128 + (35 * waves if textured else 0 * waves)
+    waves = torch.sin(2 * points @ WAVES).sum(-1) if textured else torch.zeros_like(depth)
+    grey = 128 + 35 * waves
     rgb = grey.clamp(0, 255).round().to(torch.uint8)[..., None].expand(-1, -1, 3).contiguous()
     return DepthFrame(camera, depth.float(), rgb)
 
@@ -73,7 +71,8 @@ def test_pictures_take_most_of_the_error_out_of_depths():
 
 def test_true_depths_stay_and_edges_do_not_move():
     refined = refine_depths([frame_of(camera) for camera in cameras()], noise=1e-3)
-    assert float(errors(refined).quantile(0.5)) < 1e-3 and float(errors(refined).quantile(0.95)) < 0.01
+    # A pixel is 0.014 wide at the ball: a tenth of one, and less than one where a patch lies over an edge.
+    assert float(errors(refined).quantile(0.5)) < 1.4e-3 and float(errors(refined).quantile(0.95)) < 0.01
 
 
 def test_pictures_without_detail_change_nothing_but_noise():
