@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ UV_STEP = 2.0**-16
 LEVEL = 6  # of zlib; 9 takes three times as long for one per cent
 MAX_FACES = 400_000  # untextured meshes are decimated to this for a page
 TEXTURE_SIDES = (4096, 2048, 1024)
-BASE_BYTES_PER_SPLAT = 20  # about; only the first guess at how many fit
+LEAST_BYTES_PER_SPLAT = 15  # measured 21 with the first band of harmonics; more splats than this lets in are not tried
 
 
 @dataclass
@@ -103,27 +104,27 @@ def pack_splats(gaussians: Gaussians, frame: Frame, max_bytes: int, payload: Pay
     """
     sound = gaussians.select(_sound(gaussians)).detach().to(device="cpu")
     total = len(sound)
-    keep = min(total, max(1, 2 * max_bytes // BASE_BYTES_PER_SPLAT))
+    keep = min(total, max(1, max_bytes // LEAST_BYTES_PER_SPLAT))
     while True:
         chosen = _most_contributing(sound, keep)
-        blocks, bands = _splat_blocks(chosen, frame)
-        base = sum(len(packed.content) for packed in blocks.values())
-        sizes = [base]
-        for band in bands:
-            sizes.append(sizes[-1] + len(band.content))
-        # One band says where the light comes from; the finer ones go before any splat does.
-        least = min(1, len(bands))
-        degree = max((d for d in range(least, len(sizes)) if sizes[d] <= max_bytes), default=None)
-        if degree is not None or keep <= 1:
+        blocks, finer = _splat_blocks(chosen, frame)
+        size = sum(len(packed.content) for packed in blocks.values())
+        bands: list[Packed] = []
+        for band in finer:
+            # One band says where the light comes from; the finer ones go before any splat does.
+            if bands and size + len(band.content) > max_bytes:
+                break
+            bands.append(band)
+            size += len(band.content)
+        if size <= max_bytes or keep <= 1:
             break
-        keep = max(1, min(keep - 1, int(0.97 * keep * max_bytes / sizes[least])))
-    degree = least if degree is None else degree
+        keep = max(1, min(keep - 1, int(0.97 * keep * max_bytes / size)))
     entries = {name: payload.add(packed) for name, packed in blocks.items()}
-    harmonics = [payload.add(band) for band in bands[:degree]]
+    harmonics = [payload.add(band) for band in bands]
     return {
         "count": len(chosen),
         "total": len(gaussians),
-        "degree": degree,
+        "degree": len(bands),
         "stored_degree": gaussians.sh_degree,
         "blocks": {**entries, "harmonics": harmonics},
     }
@@ -153,8 +154,8 @@ def _most_contributing(gaussians: Gaussians, count: int) -> Gaussians:
     return gaussians.select(torch.from_numpy(np.sort(best)))
 
 
-def _splat_blocks(gaussians: Gaussians, frame: Frame) -> tuple[dict[str, Packed], list[Packed]]:
-    """The blocks that every splat needs, and one for each band of its harmonics."""
+def _splat_blocks(gaussians: Gaussians, frame: Frame) -> tuple[dict[str, Packed], Iterator[Packed]]:
+    """The blocks that every splat needs, and one for each band of its harmonics, packed when it is asked for."""
     step = frame.size * POSITION_STEP
     means = _whole((gaussians.means.double().numpy() - frame.centre) / step, FARTHEST)
     order = np.argsort(_morton(means), kind="stable")
@@ -174,8 +175,7 @@ def _splat_blocks(gaussians: Gaussians, frame: Frame) -> tuple[dict[str, Packed]
     harmonics_step = max(HARMONICS_STEP, size / 127)
     whole = _whole(rest / harmonics_step, 127).reshape(len(rest), 3 * rest.shape[1])[order]
     ends = [3 * (sh.coefficients(degree) - 1) for degree in range(gaussians.sh_degree + 1)]
-    bands = [pack_integers(whole[:, a:b], harmonics_step) for a, b in itertools.pairwise(ends)]
-    return blocks, bands
+    return blocks, (pack_integers(whole[:, a:b], harmonics_step) for a, b in itertools.pairwise(ends))
 
 
 def _whole(values: NDArray[np.floating], limit: int) -> NDArray[np.int64]:
