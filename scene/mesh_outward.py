@@ -35,7 +35,7 @@ def inward_parts(mesh: Mesh) -> NDArray[np.bool_]:
 
 
 def closed_volumes(mesh: Mesh, parts: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Signed volume of each part and whether it is closed: [components], [components]."""
+    """Signed volume of each part, 0 where rounding decides its sign, and whether it is closed: two of [components]."""
     count = int(parts.max(initial=-1)) + 1
     edges = Edges.of(mesh.faces)
     per_edge = np.bincount(edges.ids, minlength=edges.count)
@@ -46,7 +46,9 @@ def closed_volumes(mesh: Mesh, parts: NDArray[np.int32]) -> tuple[NDArray[np.flo
     centres = np.stack([np.bincount(parts, corners[:, 0, axis], count) for axis in range(3)], axis=1) / size[:, None]
     a, b, c = (corners[:, i] - centres[parts] for i in range(3))
     tetrahedra = np.einsum("ij,ij->i", a, np.cross(b, c)) / 6
-    return np.bincount(parts, tetrahedra, count).astype(np.float64), closed
+    largest = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1) * np.linalg.norm(c, axis=1)
+    volumes, noise = np.bincount(parts, tetrahedra, count), 1e-12 * np.bincount(parts, largest, count)
+    return np.where(np.abs(volumes) > noise, volumes, 0.0), closed
 
 
 def _parts_around(mesh: Mesh, parts: NDArray[np.int32], among: NDArray[np.bool_], part: int) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scene.mesh import Mesh, decimate, select_faces
 from scene.mesh_outward import inward_parts
-from scene.mesh_repair import decimate_and_repair, is_sound, repair
+from scene.mesh_repair import _without_faults, decimate_and_repair, is_sound, repair
 
 
 def solid(shape: trimesh.Trimesh, at: tuple[float, float, float] = (0, 0, 0)) -> Mesh:
@@ -55,14 +55,16 @@ def assert_sound(mesh: Mesh) -> None:
 
 @given(
     st.lists(st.tuples(*[st.integers(0, 7)] * 3), min_size=1, max_size=40),
-    st.sampled_from(["grid", "random", "flat"]),
+    st.sampled_from(["grid", "random", "flat", "thin"]),
     st.integers(0, 5),
+    st.sampled_from([1.0, 1e-26, 1e30]),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_heap_of_triangles_becomes_sound_once_and_for_all(faces, kind, seed):
+def test_any_heap_of_triangles_becomes_sound_once_and_for_all(faces, kind, seed, unit):
     rng = np.random.default_rng(seed)
     vertices = rng.random((8, 3)) if kind == "random" else rng.integers(0, 3, (8, 3)).astype(float)
-    vertices[:, 2] *= kind != "flat"
+    vertices[:, 2] *= {"flat": 0.0, "thin": 1e-7}.get(kind, 1.0)
+    vertices *= unit
     colors = rng.integers(0, 256, (8, 3)).astype(np.uint8)
     fixed, _ = repair(Mesh(vertices, np.array(faces, np.int32), colors))
     assert_sound(fixed)
@@ -237,6 +239,19 @@ def _with_vertex_on_edge(mesh: Mesh, share: float) -> Mesh:
     vertices = np.concatenate([mesh.vertices, [(1 - share) * mesh.vertices[a] + share * mesh.vertices[b]]])
     faces = [[a, new, c], [new, b, c], [a, b, new], *mesh.faces[1:].tolist()]
     return Mesh(vertices, np.array(faces, np.int32))
+
+
+def test_the_last_resort_removes_faces_at_faults_and_no_others():
+    torus = solid(trimesh.creation.torus(1.0, 0.3))
+    a, b = torus.faces[0, :2]
+    fin = Mesh(
+        np.concatenate([torus.vertices, [[0, 0, 3.0]]]),
+        np.concatenate([torus.faces, [[a, b, len(torus.vertices)]]]).astype(np.int32),
+    )
+    done: list[str] = []
+    fixed = _without_faults(fin, done)
+    assert_sound(fixed)
+    assert len(torus.faces) - 6 < len(fixed.faces) < len(torus.faces) and "nothing else helped" in done[0]
 
 
 def test_a_mesh_with_uvs_is_refused():
