@@ -203,7 +203,9 @@ def _sentence(kind: str, files: Sequence[Path], count: int) -> str:
 
 
 def _listed_test(content: Mapping[str, Any], frames: Mapping[str, Frame]) -> set[str]:
-    listed = content.get("test_filenames") or content.get("val_filenames") or []
+    listed = content.get("test_filenames") or content.get("val_filenames")
+    if not isinstance(listed, list):
+        return set()
     return {name.removeprefix("./") for name in listed if isinstance(name, str)} & set(frames)
 
 

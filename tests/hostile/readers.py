@@ -151,6 +151,7 @@ def transforms_seeds(folder: Path) -> dict[str, list[Form]]:
     (folder / "points.ply").write_bytes(point_ply())
     lens = {**LENS, "k1": 0.01, "k2": 0.0, "p1": 0.0, "p2": 0.0}
     nerfstudio = {"camera_model": "OPENCV", "ply_file_path": "points.ply", "applied_transform": np.eye(4)[:3].tolist()}
+    nerfstudio["test_filenames"] = ["images/1.png"]  # type: ignore[assignment]
     contents = [
         {"camera_angle_x": 0.7, "frames": frames},
         {**lens, "aabb_scale": 4, "frames": frames},
