@@ -21,6 +21,7 @@ from torch import Tensor
 from scene import edits, sh
 from scene.cameras import Camera
 from scene.errors import InputError, MaquetteError
+from scene.formats.glb_splats import linear_from_srgb
 from scene.formats.page_data import frame_of
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh
@@ -313,7 +314,10 @@ def as_trimesh(mesh: Mesh) -> Any:
     from trimesh.visual import TextureVisuals
 
     if mesh.uvs is None or mesh.material is None:
-        return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colors, process=False)
+        colors = None
+        if mesh.colors is not None:  # it travels as glTF, whose vertex colours are linear
+            colors = np.rint(255 * linear_from_srgb(mesh.colors / 255.0)).astype(np.uint8)
+        return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colors, process=False)
     vertices = mesh.vertices[mesh.faces.reshape(-1)]
     faces = np.arange(len(vertices)).reshape(-1, 3)
     image = Image.fromarray(mesh.material.base_color)

@@ -309,3 +309,11 @@ def test_serving_beyond_this_machine_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(view, "serve", lambda *_: time.sleep(0))
     view.main([str(tmp_path / "a.ply"), "--host", "0.0.0.0", "--port", str(free())])
     assert "without a password" in capfd.readouterr().err
+
+
+def test_vertex_colours_reach_the_page_in_linear_light() -> None:
+    from apps.view_stage import as_trimesh
+
+    colors = np.array([[0, 128, 255], [255, 0, 128], [128, 255, 0]], dtype=np.uint8)
+    sent = as_trimesh(Mesh(np.eye(3), np.array([[0, 1, 2]]), colors=colors)).visual.vertex_colors[:, :3]
+    np.testing.assert_array_equal(sent, np.select([colors == 128], [55], colors))  # 55 / 255 = 0.2158, half grey
