@@ -109,7 +109,7 @@ def without_floaters(
     report = floater_score(gaussians, cameras, antialias=antialias)
     keep = torch.ones(len(gaussians), dtype=torch.bool)
     keep[report.ids] = False
-    return gaussians.select(keep), report
+    return gaussians.select(keep.to(gaussians.means.device)), report
 
 
 def _few(cameras: Sequence[Camera]) -> list[Camera]:
@@ -155,9 +155,9 @@ def _light_of_view(gaussians: Gaussians, camera: Camera, distance: float, antial
     colors = torch.zeros_like(projected.colors).requires_grad_()
     rgb = blend(replace(projected, colors=colors), bins).rgb
     (sums,) = torch.autograd.grad(rgb, colors, upstream)
-    light, nearness, nearness_past = sums.double().unbind(-1)
-    free = (1 - BEFORE) * light / projected.depths.double()
-    return projected.ids.long(), _Seen(light, nearness < free, nearness_past < free)
+    light, nearness, nearness_past = sums.double().cpu().unbind(-1)
+    free = (1 - BEFORE) * light / projected.depths.double().cpu()
+    return projected.ids.long().cpu(), _Seen(light, nearness < free, nearness_past < free)
 
 
 def _past_narrow_things(depth: Tensor) -> Tensor:
