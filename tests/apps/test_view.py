@@ -316,4 +316,4 @@ def test_vertex_colours_reach_the_page_in_linear_light() -> None:
 
     colors = np.array([[0, 128, 255], [255, 0, 128], [128, 255, 0]], dtype=np.uint8)
     sent = as_trimesh(Mesh(np.eye(3), np.array([[0, 1, 2]]), colors=colors)).visual.vertex_colors[:, :3]
-    np.testing.assert_array_equal(sent, np.select([colors == 128], [55], colors))  # 55 / 255 = 0.2158, half grey
+    np.testing.assert_array_equal(sent, np.where(colors == 128, 55, colors))  # 55 / 255 = 0.2158, half grey
