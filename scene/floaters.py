@@ -2,7 +2,7 @@
 
 A splat is in free space when its pixels see a surface clearly behind it in most of the views that see it at all. Thin
 things of the real scene pass that test too (a wire stands before the wall behind it), but they hang together with the
-rest; a floater does not. Both together are sure enough to delete by. Haze that does hang together with the rest goes
+rest; a floater does not. Both together are sure enough to delete by; so is standing alone where no camera looks. Haze that does hang together with the rest goes
 while it is so faint that no picture shows it.
 
 The share of a splat in a pixel is the gradient of the pixel's colour by the splat's, so one backward pass of the
@@ -12,7 +12,7 @@ the mean inverse depth of what its pixels see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,11 +69,10 @@ def floater_score(
     cameras: Sequence[Camera],
     *,
     antialias: bool = False,
-    stop: Callable[[], bool] = lambda: False,
 ) -> FloaterReport:
     """Which splats float in free space, judged by the views of these cameras, and how much of what is seen they are.
 
-    antialias: as the Gaussians were trained.  `stop` is asked after each view.
+    antialias: as the Gaussians were trained.  Takes some 40 ms a view for 100,000 splats, for 40 views at most.
     Raises InputError for fewer than 3 cameras: with less nothing is seen from another side.
     """
     views = _few(cameras)
@@ -90,8 +89,6 @@ def floater_score(
         light[ids] += seen.light
         past[ids] += torch.where(seen.looked_past, seen.light, 0)
         before[ids] += torch.where(seen.before, seen.light, 0)
-        if stop():
-            break
     total = light.sum().clamp_min(1e-12)
     unseen = light < UNSEEN
     alone = _stands_alone(gaussians, light.numpy(), past.numpy(), GAP * distance)
