@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,9 @@ def save_mesh(
     turn = file_from_scene(ending, up)
     named = cameras if isinstance(cameras, Mapping) else {f"camera_{i:04}": c for i, c in enumerate(cameras)}
     posed = {name: (camera, turn @ camera.c2w.detach().cpu().double().numpy()) for name, camera in named.items()}
-    writer(path, mesh.transformed(turn), MeshExtras(not mesh.facts().watertight, posed, label or {}))
+    # JSON has no NaN and no infinity: a figure that is not known is null.
+    plain = json.loads(json.dumps(dict(label or {}), default=float), parse_constant=lambda _: None)
+    writer(path, mesh.transformed(turn), MeshExtras(not mesh.facts().watertight, posed, plain))
 
 
 def load_mesh(path: Path, *, up: tuple[float, float, float] = UP) -> Mesh:

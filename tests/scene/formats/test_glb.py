@@ -202,6 +202,8 @@ def test_a_label_and_cameras_lie_in_the_file(tmp_path: Path):
     assert lens["yfov"] == pytest.approx(2 * math.atan(240 / 410))
     assert lens["aspectRatio"] == pytest.approx(640 / 480 * 410 / 400)
     assert load_mesh(tmp_path / "block.glb", up=Y_UP).facts().watertight
+    save_mesh(tmp_path / "unknown.glb", lettered_block(), label={"a": float("nan"), "b": np.float32(0.5)})
+    assert parts(tmp_path / "unknown.glb")[0]["asset"]["extras"] == {"a": None, "b": 0.5}
     save_mesh(tmp_path / "numbered.glb", lettered_block(), cameras=list(cameras.values()))
     assert [c["name"] for c in parts(tmp_path / "numbered.glb")[0]["cameras"]] == ["camera_0000", "camera_0001"]
 
