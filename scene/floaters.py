@@ -2,8 +2,8 @@
 
 A splat is in free space when its pixels see a surface clearly behind it in most of the views that see it at all. Thin
 things of the real scene pass that test too (a wire stands before the wall behind it), but they hang together with the
-rest; a floater does not. Both together are sure enough to delete by; so is standing alone where no camera looks. Haze that does hang together with the rest goes
-while it is so faint that no picture shows it.
+rest; a floater does not. Both together are sure enough to delete by, and so is standing alone where no camera looks.
+Haze that does hang together with the rest goes while it is so faint that no picture shows it.
 
 The share of a splat in a pixel is the gradient of the pixel's colour by the splat's, so one backward pass of the
 blender with a picture v as upstream gradient gives every splat's sum of w v: with v = 1 its light, with v = 1 / depth
