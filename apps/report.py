@@ -24,6 +24,7 @@ from apps.scene_page import viewer_script, viewer_style
 from scene.errors import InputError
 from scene.files import read_json, replacing, write_errors
 from scene.runs import Run, read_events
+from scene.untrusted import open_picture, open_regular, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _hero(run: Run, seen: RunCameras | None) -> str:
         return ""
     if film.stat().st_size > VIDEO_BYTES:
         return '<p><a href="turntable.mp4">turntable.mp4</a></p>'
-    source = data_uri(film.read_bytes(), "video/mp4")
+    source = data_uri(read_bytes(film, VIDEO_BYTES), "video/mp4")
     shade = "light" if seen is not None and float(seen.background.mean()) > 0.5 else "dark"
     return f'<div class="hero {shade}"><video src="{source}" autoplay muted loop controls playsinline></video></div>'
 
@@ -222,7 +223,7 @@ def _jpeg(path: Path, width: int) -> tuple[str, float]:
     """A picture as a data URI at most `width` pixels wide, and its width over its height."""
     from PIL import Image
 
-    with Image.open(path) as picture:
+    with open_regular(path) as file, open_picture(file, path) as picture:
         height = max(1, round(picture.height * width / picture.width))
         small = picture if picture.width <= width else picture.resize((width, height), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
