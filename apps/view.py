@@ -20,12 +20,13 @@ import tyro
 from tyro.conf import Positional
 
 from apps.console import Watcher
+from apps.export import COLMAP_UP
 from apps.film import up_of
 from apps.options import is_run, job_of_run, parse
 from apps.run_cameras import RunCameras, edited_cameras, edited_mesh, edited_scene
 from apps.signals import StopSignal
 from scene.errors import InputError
-from scene.formats import kind_of, load_mesh, load_splats
+from scene.formats import FILE_UP, UP, kind_of, load_mesh, load_splats
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh
 from scene.runs import Run
@@ -99,7 +100,7 @@ class RunSource:
             seen = mesh = None
             with contextlib.suppress(InputError):
                 seen = edited_cameras(run)
-            up = (0.0, 0.0, 1.0) if seen is None else up_of(seen)
+            up = UP if seen is None else up_of(seen)
             if (self.path / "mesh.glb").is_file():
                 mesh = edited_mesh(run)
             splats, status = self._splats(run)
@@ -136,12 +137,12 @@ class FileSource:
 
     def read(self) -> Content:
         """The file's splats or mesh."""
-        up = (0.0, 0.0, 1.0)
         if kind_of(self.path) == "splats":
-            splats = load_splats(self.path, up=up)
+            splats = load_splats(self.path)
+            up = UP if self.path.suffix.lower() in FILE_UP else COLMAP_UP
             return Content(splats, None, None, up, False, f"{len(splats):,} splats")
-        mesh = load_mesh(self.path, up=up)
-        return Content(None, mesh, None, up, False, f"{len(mesh.faces):,} faces")
+        mesh = load_mesh(self.path)
+        return Content(None, mesh, None, UP, False, f"{len(mesh.faces):,} faces")
 
 
 def main(arguments: Sequence[str]) -> None:

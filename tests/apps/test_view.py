@@ -102,6 +102,9 @@ def test_files_are_shown_by_what_they_hold(tmp_path: Path) -> None:
     assert mesh.mesh is not None
     assert mesh.splats is None
     assert isinstance(source_of(tmp_path / "a.ply"), FileSource)
+    save_splats(tmp_path / "c.spz", random_gaussians(9))
+    # Splats of others stand as COLMAP left them, unless their format says what is up.
+    assert (splats.up, source_of(tmp_path / "c.spz").read().up) == ((0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 @pytest.mark.parametrize("name", ["nothing", "folder"])
