@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from scene.mesh import Mesh
 
 AXES = np.concatenate([np.eye(3), -np.eye(3)])
-SMOOTHING = 20  # rounds over vertices before labelling, about as many edges far
+SMOOTHING = 8  # rounds over vertices before labelling; more would cut beside the edges of boxes, and stretch their rims
 COHERENCE = 0.8  # how much a face would rather go with its neighbours than face its direction
 ROUNDS = 24  # of labelling
 SMALL_CHART = 2e-3  # share of the area; smaller charts go to a neighbour where they face it at all
 FACING = 0.2  # least cosine between the directions of two charts that are joined
-LEAST_AREA = 0.05  # of the area of a face that it must have in its chart
+LEAST_AREA = 0.15  # of the area of a face that it must have in its chart; less shows as combed texels
 UNFOLDING = 150  # rounds of moving vertices out of folds
 ATTEMPTS = 6  # at projecting what overlapped or faced away; then each face that is left becomes a chart of its own
 
