@@ -92,7 +92,7 @@ def against_truth(mesh: Mesh, seen: RunCameras, truth: Truth) -> dict[str, float
     for name in names[:: max(1, len(names) // LOOKS)]:
         true, ours = (depth_of(surface, truth.cameras[name]) for surface in (truth.mesh, moved))
         both = np.isfinite(true) & np.isfinite(ours)
-        errors.append(np.abs(true - ours)[both])
+        errors.append(np.abs(true[both] - ours[both]))
         missing, wanted = missing + int((np.isfinite(true) & ~both).sum()), wanted + int(np.isfinite(true).sum())
     return {
         "accuracy": share * result.accuracy,
@@ -132,7 +132,7 @@ def against_splats(mesh: Mesh, gaussians: Gaussians, cameras: Sequence[Camera]) 
         assert wanted is not None
         ours = depth_of(mesh, camera)
         both = np.isfinite(ours) & (wanted.numpy() > 0)
-        errors.append(np.abs(ours - wanted.numpy())[both])
+        errors.append(np.abs(ours[both] - wanted.numpy()[both]))
     return 100 * float(np.median(np.concatenate(errors))) / mesh.diagonal()
 
 
