@@ -26,7 +26,8 @@ void scan(const Vec2<double>& a, const Vec2<double>& b, const Vec2<double>& c, i
     const double low_x = std::min({a.x, b.x, c.x}), high_x = std::max({a.x, b.x, c.x});
     const double low_y = std::min({a.y, b.y, c.y}), high_y = std::max({a.y, b.y, c.y});
     if (!(high_x >= 0 && high_y >= first && low_x <= width && low_y <= last)) return;  // also when not a number
-    const int left = int(std::max(0.0, std::floor(low_x - 0.5))), top = int(std::max(double(first), std::floor(low_y - 0.5)));
+    const int left = int(std::max(0.0, std::floor(low_x - 0.5)));
+    const int top = int(std::max(double(first), std::floor(low_y - 0.5)));
     const int right = int(std::min(double(width - 1), high_x)), below = int(std::min(double(last - 1), high_y));
     for (int row = top; row <= below; ++row)
         for (int column = left; column <= right; ++column) {
@@ -133,9 +134,18 @@ void gather_photo(Array<const float, nb::shape<-1, 3>> points, Array<const float
     const float *m = viewmat.data(), *k = K.data();
     const Mat3<float> rotation{{m[0], m[1], m[2]}, {m[4], m[5], m[6]}, {m[8], m[9], m[10]}};
     const Vec3<float> translation{m[3], m[7], m[11]};
-    const PhotoPlanes<float> photo{rgb.data(), worth.data(),  depth.data(), int(rgb.shape(1)),
-                                   int(rgb.shape(0)), k[0],   k[4],         k[2],
-                                   k[5],              rotation, translation, -1.0f * (transpose(rotation) * translation)};
+    const PhotoPlanes<float> photo{rgb.data(),
+                                   worth.data(),
+                                   depth.data(),
+                                   int(rgb.shape(1)),
+                                   int(rgb.shape(0)),
+                                   k[0],
+                                   k[4],
+                                   k[2],
+                                   k[5],
+                                   rotation,
+                                   translation,
+                                   -1.0f * (transpose(rotation) * translation)};
     const float *places = points.data(), *up = normals.data();
     float* w = weights.data();
     std::uint8_t* c = colors.data();
