@@ -18,21 +18,21 @@ namespace maquette {
 namespace {
 
 constexpr int kBand = 24;  // rows of a task; the window's halo is computed anew for each
-constexpr int kBest = 2;   // pictures that must agree: the others may be hidden there
 
 // Sums over a window of products of two pictures, first along rows, then down columns. NaN marks what is not seen and
 // spreads to every window that touches it.
 template <typename S>
 struct Band {
     int width, rows, radius, padded;
-    std::vector<S> a, b, across[5], best[kBest];
+    std::vector<S> a, b, across[5], total, seen;
 
     Band(int width, int radius) : width(width), rows(0), radius(radius), padded(width + 2 * radius) {
         const std::size_t cells = std::size_t(padded) * (kBand + 2 * radius);
         a.resize(cells);
         b.resize(cells);
         for (auto& sums : across) sums.resize(std::size_t(width) * (kBand + 2 * radius));
-        for (auto& values : best) values.resize(std::size_t(width) * kBand);
+        total.resize(std::size_t(width) * kBand);
+        seen.resize(std::size_t(width) * kBand);
     }
 };
 
@@ -121,25 +121,24 @@ void sum_across(Band<S>& band, bool reference_too) {
     }
 }
 
-// Correlations of all windows of the band; the highest ones of each pixel stay in band.best.
+// Adds the correlations of all windows of the band, times how much the view sees of each pixel.
 template <typename S>
-void keep_best(Band<S>& band, S noise) {
+void add_likeness(Band<S>& band, const S* sees, S noise) {
     const int window = 2 * band.radius + 1;
     const S count = S(window * window);
     for (int row = 0; row < band.rows; ++row) {
-        S* first = band.best[0].data() + std::size_t(row) * band.width;
-        S* second = band.best[1].data() + std::size_t(row) * band.width;
+        const std::size_t start = std::size_t(row) * band.width;
+        S *total = band.total.data() + start, *seen = band.seen.data() + start;
         const S* in[5];
-        for (int i = 0; i < 5; ++i) in[i] = band.across[i].data() + std::size_t(row) * band.width;
+        for (int i = 0; i < 5; ++i) in[i] = band.across[i].data() + start;
         for (int x = 0; x < band.width; ++x) {
             S sums[5] = {};
             for (int k = 0; k < window; ++k)
                 for (int i = 0; i < 5; ++i) sums[i] += in[i][std::size_t(k) * band.width + x];
             const S alike = correlation(sums[0], sums[2], sums[1], sums[3], sums[4], count, noise);
-            const S value = alike >= S(-1) ? alike : S(-1);  // NaN: not seen
-            const S higher = value > first[x] ? value : first[x], lower = value > first[x] ? first[x] : value;
-            first[x] = higher;
-            second[x] = lower > second[x] ? lower : second[x];
+            const bool whole = alike >= S(-2);  // not NaN: all of the window is seen
+            total[x] += whole ? sees[start + x] * alike : S(0);
+            seen[x] += whole ? sees[start + x] : S(0);
         }
     }
 }
@@ -147,8 +146,8 @@ void keep_best(Band<S>& band, S noise) {
 template <typename S>
 void depth_sweep(Array<const S, nb::shape<-1, -1>> grey, Array<const S, nb::shape<-1, -1>> depth,
                  Array<const S, nb::shape<-1>> scales, std::vector<Array<const S, nb::shape<-1, -1>>> sources,
-                 Array<const S, nb::shape<-1, 3, 4>> projections, int radius, double noise,
-                 Array<S, nb::shape<-1, -1, -1>> out) {
+                 Array<const S, nb::shape<-1, 3, 4>> projections, Array<const S, nb::shape<-1, -1, -1>> sees, int radius,
+                 double noise, Array<S, nb::shape<-1, -1, -1>> out) {
     const Reference<S> reference{grey.data(), depth.data(), int(grey.shape(1)), int(grey.shape(0))};
     std::vector<SweepView<S>> views;
     for (std::size_t i = 0; i < sources.size(); ++i) {
@@ -157,7 +156,7 @@ void depth_sweep(Array<const S, nb::shape<-1, -1>> grey, Array<const S, nb::shap
                          {{p[0], p[1], p[2]}, {p[4], p[5], p[6]}, {p[8], p[9], p[10]}},
                          {p[3], p[7], p[11]}});
     }
-    const S* tried = scales.data();
+    const S *tried = scales.data(), *visible = sees.data();
     const int count = int(scales.shape(0));
     S* values = out.data();
     const std::size_t pixels = std::size_t(reference.width) * reference.height;
@@ -168,16 +167,17 @@ void depth_sweep(Array<const S, nb::shape<-1, -1>> grey, Array<const S, nb::shap
         copy_reference(reference, int(begin), band);
         bool fresh = true;
         for (int i = 0; i < count; ++i) {
-            for (auto& best : band.best) std::fill(best.begin(), best.end(), S(-1));
-            for (const SweepView<S>& view : views) {
-                warp(reference, view, tried[i], int(begin), band);
+            std::fill(band.total.begin(), band.total.end(), S(0));
+            std::fill(band.seen.begin(), band.seen.end(), S(0));
+            for (std::size_t v = 0; v < views.size(); ++v) {
+                warp(reference, views[v], tried[i], int(begin), band);
                 sum_across(band, fresh);
                 fresh = false;
-                keep_best(band, S(noise));
+                add_likeness(band, visible + v * pixels + std::size_t(begin) * reference.width, S(noise));
             }
             S* row = values + i * pixels + std::size_t(begin) * reference.width;
             for (std::size_t k = 0; k < std::size_t(band.rows) * reference.width; ++k)
-                row[k] = S(0.5) * (band.best[0][k] + band.best[1][k]);
+                row[k] = band.seen[k] > S(0) ? band.total[k] / band.seen[k] : S(0);
         }
     });
 }
@@ -187,8 +187,8 @@ void depth_sweep(Array<const S, nb::shape<-1, -1>> grey, Array<const S, nb::shap
 void bind_depth_sweep(nb::module_& m) {
     const auto add = [&m](auto sweep) {
         m.def("depth_sweep", sweep, nb::arg("grey").noconvert(), nb::arg("depth").noconvert(),
-              nb::arg("scales").noconvert(), nb::arg("sources"), nb::arg("projections").noconvert(), nb::arg("radius"),
-              nb::arg("noise"), nb::arg("out").noconvert());
+              nb::arg("scales").noconvert(), nb::arg("sources"), nb::arg("projections").noconvert(),
+              nb::arg("sees").noconvert(), nb::arg("radius"), nb::arg("noise"), nb::arg("out").noconvert());
     };
     add(&depth_sweep<float>);
     add(&depth_sweep<double>);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,47 +11,67 @@ from torch import Tensor
 from scene.cameras import Camera
 from scene.ops import native
 
-BEST = 2  # pictures that must agree; the surface may be hidden in the others
-NOISE = (2 / 255) ** 2  # variance of a window that is blank but for noise
+NOISE = 1e-5  # variance of a window of values in 0 to 1 that says nothing
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another picture of the scene. grey: [H', W'] in 0 to 1.  sees: [H, W] of the reference, how much of each of its
+    pixels this camera sees: 0 where it is hidden from it.
+    """
+
+    grey: Tensor
+    camera: Camera
+    sees: Tensor
 
 
 def sweep(
     grey: Tensor,
     depth: Tensor,
     camera: Camera,
-    sources: Sequence[tuple[Tensor, Camera]],
+    neighbours: Sequence[Neighbour],
     scales: Tensor,
     *,
-    radius: int = 3,
+    radius: int = 2,
 ) -> Tensor:
-    """[L, H, W] likeness in -1 to 1 of each pixel's window if its depth were depth * scales[l], -1 where unknown.
+    """[L, H, W] likeness in -1 to 1 of each pixel's window if its depth were depth * scales[l], 0 where nobody sees it.
 
-    grey: [H, W] in 0 to 1, the reference; depth: [H, W] z, 0 where unknown.  sources: other pictures [H', W'] with
-    their cameras.  The window of (2 radius + 1)^2 pixels follows the shape of `depth`, so slanted and curved surfaces
-    are not taken for steps. The likeness is the mean of the BEST highest normalised cross-correlations with a source.
-    float32 or float64.  Not differentiable.
-    Source: Collins (1996) with windows on the prior surface instead of on planes.
-    Raises ValueError when sizes do not match or there are fewer than BEST sources.
+    grey: [H, W] in 0 to 1, the reference; depth: [H, W] z, 0 where unknown.  The window of (2 radius + 1)^2 pixels
+    follows the shape of `depth`, so slanted and curved surfaces are not taken for steps. The likeness is the mean
+    normalised cross-correlation with the neighbours, weighted by how much they see; a window that is not whole in a
+    neighbour's picture does not count there.  float32 or float64, as `grey`.  Not differentiable.
+    Source: Collins (1996), with windows on the prior surface instead of on planes.
+    Raises ValueError when sizes do not match.
     """
     size = (camera.height, camera.width)
-    if tuple(grey.shape) != size or tuple(depth.shape) != size:
-        raise ValueError(f"grey and depth must have the camera's size {size}, got {tuple(grey.shape)}")
-    if len(sources) < BEST or any(tuple(g.shape) != (c.height, c.width) or min(g.shape) < 2 for g, c in sources):
-        raise ValueError(f"at least {BEST} sources are needed, each of its camera's size, got {len(sources)}")
-    projections = torch.stack([_projection(camera, other) for _, other in sources]).to(grey)
-    pictures = [picture.to(grey).contiguous() for picture, _ in sources]
-    scales = scales.to(grey)
+    if any(tuple(image.shape) != size for image in (grey, depth, *(n.sees for n in neighbours))):
+        raise ValueError(f"grey, depth and what neighbours see must have the camera's size {size}")
+    if any(tuple(n.grey.shape) != (n.camera.height, n.camera.width) or min(n.grey.shape) < 2 for n in neighbours):
+        raise ValueError("each neighbour's picture must have its camera's size, at least 2 x 2")
+    if not neighbours:
+        return grey.new_zeros(len(scales), *size)
+    projections = torch.stack([_projection(camera, n.camera) for n in neighbours]).to(grey)
+    pictures = [n.grey.to(grey).contiguous() for n in neighbours]
+    sees = torch.stack([n.sees for n in neighbours]).to(grey)
+    depth, scales = depth.to(grey), scales.to(grey)
     if not native.has(grey.device):
-        return sweep_reference(grey, depth, pictures, projections, scales, radius=radius)
+        return sweep_reference(grey, depth, pictures, projections, sees, scales, radius=radius)
     out = torch.empty(len(scales), *size, dtype=grey.dtype)
     native.cpu().depth_sweep(
-        grey.contiguous(), depth.to(grey).contiguous(), scales.contiguous(), pictures, projections, radius, NOISE, out
+        *(grey.contiguous(), depth.contiguous(), scales.contiguous(), pictures, projections, sees, radius, NOISE, out)
     )
     return out
 
 
 def sweep_reference(
-    grey: Tensor, depth: Tensor, pictures: Sequence[Tensor], projections: Tensor, scales: Tensor, *, radius: int
+    grey: Tensor,
+    depth: Tensor,
+    pictures: Sequence[Tensor],
+    projections: Tensor,
+    sees: Tensor,
+    scales: Tensor,
+    *,
+    radius: int,
 ) -> Tensor:
     """The same in plain torch: the oracle and the fallback. projections: [S, 3, 4], pixel and depth to source pixel."""
     height, width = grey.shape
@@ -58,12 +79,15 @@ def sweep_reference(
     pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1)
     volume = []
     for scale in scales:
-        points = pixels * (depth.to(grey) * scale)[..., None]
-        alike = []
-        for picture, projection in zip(pictures, projections, strict=True):
+        points = pixels * (depth * scale)[..., None]
+        total, seen = torch.zeros_like(grey), torch.zeros_like(grey)
+        for picture, projection, visible in zip(pictures, projections, sees, strict=True):
             q = points @ projection[:, :3].T + projection[:, 3]
-            alike.append(_correlation(grey, _sampled(picture, q, known=depth > 0), radius))
-        volume.append(torch.stack(alike).topk(BEST, dim=0).values.mean(0))
+            alike = _correlation(grey, _sampled(picture, q, known=depth > 0), radius)
+            whole = ~alike.isnan()
+            total += torch.where(whole, visible * alike, 0)
+            seen += torch.where(whole, visible, 0)
+        volume.append(torch.where(seen > 0, total / seen, 0))
     return torch.stack(volume)
 
 
@@ -89,7 +113,7 @@ def _sampled(picture: Tensor, q: Tensor, known: Tensor) -> Tensor:
 
 
 def _correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:
-    """[H, W] regularised normalised cross-correlation of the windows around each pixel; -1 where one is not whole."""
+    """[H, W] regularised normalised cross-correlation of the windows around each pixel; NaN where one is not whole."""
 
     def mean(image: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(image[None, None], (radius,) * 4, value=torch.nan)
@@ -97,5 +121,4 @@ def _correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:
 
     mean_a, mean_b = mean(a), mean(b)
     var_a, var_b = (mean(a * a) - mean_a**2).clamp_min(0), (mean(b * b) - mean_b**2).clamp_min(0)
-    alike = (mean(a * b) - mean_a * mean_b) / ((var_a + NOISE) * (var_b + NOISE)).sqrt()
-    return torch.where(alike >= -1, alike, -1)
+    return (mean(a * b) - mean_a * mean_b) / ((var_a + NOISE) * (var_b + NOISE)).sqrt()
