@@ -50,7 +50,7 @@ MAX_NPY_HEADER = 10_000
 _NPY_HEADER = {
     "descr": r"'([<>|=](?:[iu][1248]|f[248]))'",
     "fortran_order": r"(True|False)",
-    "shape": r"\(((?:\s*\d{1,12}\s*,?){0,4})\)",
+    "shape": r"\(((?:\s*\d{1,12}\s*,){0,3}(?:\s*\d{1,12})?\s*)\)",
 }
 
 MAX_ENTRIES = 100_000  # of an archive
