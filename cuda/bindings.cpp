@@ -14,7 +14,6 @@ NB_MODULE(MAQUETTE_MODULE, m) {
     m.def("threads", &maquette::threads);
     maquette::bind_adam(m);
     maquette::bind_composite(m);
-    maquette::bind_depth_sweep(m);
     maquette::bind_photometric_loss(m);
     maquette::bind_splat_blend(m);
     maquette::bind_splat_project(m);

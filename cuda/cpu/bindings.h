@@ -10,7 +10,6 @@ using Array = nanobind::ndarray<T, nanobind::device::cpu, nanobind::c_contig, Sh
 
 void bind_adam(nanobind::module_& m);
 void bind_composite(nanobind::module_& m);
-void bind_depth_sweep(nanobind::module_& m);
 void bind_photometric_loss(nanobind::module_& m);
 void bind_splat_blend(nanobind::module_& m);
 void bind_splat_project(nanobind::module_& m);
