@@ -11,7 +11,9 @@ only where other views confirm its depth.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,15 +67,23 @@ def refine_depths(
     total = len(views) * len(SHIFTS)
     count = max(1, min(NEIGHBOURS, LOOKS // max(1, len(views))))
     near = [_neighbours(views, i, (NEAR_ANGLE, FAR_ANGLE))[:count] for i in range(len(views))]
-    for round_, shifts in enumerate(SHIFTS):
-        views = [replace(view, depth=_smooth(view.depth, RANGE * noise)) for view in views]
-        moved = []
-        for i, view in enumerate(views):
-            if stop():
-                return list(frames)
-            moved.append(_moved(view, [views[j] for j, _ in near[i]], [angle for _, angle in near[i]], shifts))
-            progress(round_ * len(views) + i + 1, total, "comparing the views")
-        views = moved
+    # OpenCV and numpy let go of the interpreter, so that views side by side use all cores; the order stays.
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        for round_, shifts in enumerate(SHIFTS):
+            views = list(pool.map(lambda view: replace(view, depth=_smooth(view.depth, RANGE * noise)), views))
+            jobs = [
+                pool.submit(_moved, view, [views[j] for j, _ in others], [angle for _, angle in others], shifts)
+                for view, others in zip(views, near, strict=True)
+            ]
+            views = []
+            for job in jobs:
+                if stop():
+                    return list(frames)
+                views.append(job.result())
+                progress(round_ * len(frames) + len(views), total, "comparing the views")
+    finally:
+        pool.shutdown(cancel_futures=True)
     depths = _confirmed(views)
     return [replace(frame, depth=torch.from_numpy(depth)) for frame, depth in zip(frames, depths, strict=True)]
 

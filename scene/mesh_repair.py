@@ -21,11 +21,12 @@ FACES_ON_AN_EDGE = 16  # more are no surface, and their pairs would be too many 
 APART = 0.01  # of the way to the faces around it, how far a vertex that was split moves; readers that merge equal
 # places would else join again what was cut
 PASSES = 4
+HOLE_EDGES = 160  # what no camera saw well is mostly smaller; see scene/mesh_holes.py for what stays open
 
 Indices = NDArray[np.int64]
 
 
-def repair(mesh: Mesh, *, hole_edges: int = 12) -> tuple[Mesh, tuple[str, ...]]:
+def repair(mesh: Mesh, *, hole_edges: int = HOLE_EDGES) -> tuple[Mesh, tuple[str, ...]]:
     """The mesh with manifold edges and vertices, consistently oriented outwards, and what was done, in sentences.
 
     Degenerate and repeated faces go; edges of more than two faces and vertices of several fans are cut apart, as are

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scene.mesh import Mesh, decimate, select_faces
 from scene.mesh_outward import inward_parts
-from scene.mesh_repair import _without_faults, decimate_and_repair, is_sound, repair
+from scene.mesh_repair import HOLE_EDGES, _without_faults, decimate_and_repair, is_sound, repair
 
 
 def solid(shape: trimesh.Trimesh, at: tuple[float, float, float] = (0, 0, 0)) -> Mesh:
@@ -195,7 +195,7 @@ def test_pinholes_are_filled_with_the_surface_that_was_there(missing):
     around = np.linalg.norm(mesh.vertices[mesh.faces].mean(axis=1) - [0.6, 0.64, 0.48], axis=1)
     holed = select_faces(mesh, np.argsort(around)[missing:])
     fixed, done = repair(holed)
-    assert done == ("1 hole of at most 12 edges filled",)
+    assert done == (f"1 hole of at most {HOLE_EDGES} edges filled",)
     facts = fixed.facts()
     assert facts.watertight and facts.volume == pytest.approx(mesh.facts().volume, rel=1e-3)
     assert_sound(fixed)
@@ -213,9 +213,23 @@ def test_filling_never_folds_back():
     assert repair(pipe)[0].facts().watertight
 
 
-def test_a_hole_of_many_edges_stays_open():
+def test_a_large_hole_is_closed_where_its_lid_is_small_beside_the_part():
     mesh = ball(subdivisions=4)
-    holed = select_faces(mesh, mesh.vertices[mesh.faces].mean(axis=1)[:, 2] < 0.8)
+    height = mesh.vertices[mesh.faces].mean(axis=1)[:, 2]
+    hole = select_faces(mesh, height < 0.9)
+    assert 20 < hole.facts().boundary_edges < HOLE_EDGES
+    closed, _ = repair(hole)
+    assert_sound(closed)
+    assert closed.facts().watertight
+    assert closed.facts().volume == pytest.approx(mesh.facts().volume, rel=0.01)  # a flat lid over a cap of 1 %
+    mouth = select_faces(mesh, height < 0.5)  # a bowl
+    assert repair(mouth) == (mouth, ())
+
+
+def test_a_hole_of_too_many_edges_stays_open():
+    mesh = ball(subdivisions=6)
+    holed = select_faces(mesh, mesh.vertices[mesh.faces].mean(axis=1)[:, 2] < 0.9)
+    assert holed.facts().boundary_edges > HOLE_EDGES
     assert repair(holed) == (holed, ())
 
 
