@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,14 @@ from apps.film import up_of
 from apps.judge import reopened
 from apps.meshing import Budget, budget, fine_mesh_file, finish, photo_views, rendered_views
 from apps.options import AXES, Export, job_of_run, parse
-from apps.run_cameras import RunCameras, load_scene, read_cameras
+from apps.run_cameras import RunCameras, edited_cameras, edited_mesh, edited_scene, load_scene, read_cameras
 from apps.run_page import page_of_run
 from apps.scene_page import scene_page
 from apps.signals import StopSignal
+from scene import edits
 from scene.cameras import Camera
 from scene.conversions import cameras_around, mesh_to_gaussians
+from scene.edits import Edits
 from scene.errors import InputError
 from scene.files import replacing, write_errors
 from scene.formats import FILE_UP, UP, kind_of, load_mesh, load_splats, mesh_files, save_mesh, save_splats, splat_files
@@ -118,7 +121,7 @@ class Source:
     def splats(self) -> Gaussians:
         """The scene as Gaussians, in the source's own coordinates."""
         if self.run is not None:
-            return load_scene(self.run)
+            return edited_scene(self.run)
         if self.kind == "splats":
             return load_splats(self.path, up=self._read_up)
         self.watcher.say("The source is a mesh: its surface is covered with splats")
@@ -133,10 +136,8 @@ class Source:
                 raise InputError("--mesh and --faces make a mesh from a run or from splats; the source is a mesh")
             return load_mesh(self.path, up=self._read_up)
         if self.run is not None and not anew:
-            if not self._mesh_file.is_file():
-                raise InputError(f"{self.path} has no mesh.glb; let `maquette recon` go on with --resume first")
-            self.label = (self.run.finished("mesh") or {}).get("label")
-            return load_mesh(self._mesh_file, up=up_of(self.seen))
+            self.label = None if edits.load(self.path) else (self.run.finished("mesh") or {}).get("label")
+            return edited_mesh(self.run)
         return self._made_mesh(budget(self.request.mesh or "game", self.request.faces))
 
     def _made_mesh(self, wanted: Budget) -> Mesh:
@@ -147,15 +148,17 @@ class Source:
         fine_file = fine_mesh_file(self.path)
         if not fine_file.is_file():
             raise InputError(f"{self.path} has no {fine_file.name}; let `maquette recon` go on with --resume first")
-        fine = load_mesh(fine_file)
+        done = edits.load(self.path)
+        fine = done.of_mesh(load_mesh(fine_file))
         try:
             capture = reopened(self.run)
         except InputError as error:
             self.watcher.say(f"The photos are not at hand ({error}): the texture comes from the splats")
             antialias = job_of_run(self.path).config.antialias
-            return self._finished(fine, rendered_views(self.splats, self.seen.train, antialias=antialias), wanted)
+            views = rendered_views(load_scene(self.run), read_cameras(self.run).train, antialias=antialias)
+            return self._finished(fine, _moved(views, done), wanted)
         with capture:
-            return self._finished(fine, photo_views(capture), wanted)
+            return self._finished(fine, _moved(photo_views(capture), done), wanted)
 
     def _finished(self, fine: Mesh, views: Sequence[PhotoView], wanted: Budget) -> Mesh:
         """The mesh for the budget; what is wrong with it is said."""
@@ -167,19 +170,15 @@ class Source:
 
     @cached_property
     def seen(self) -> RunCameras:
-        """The cameras of the run."""
+        """The cameras of the run, in the frame of its edited scene."""
         assert self.run is not None
-        return read_cameras(self.run)
+        return edited_cameras(self.run)
 
     def _named_cameras(self) -> dict[str, Camera]:
         """The photos' cameras where they are asked for; a file has none."""
         if self.run is None or not self.request.cameras:
             return {}
         return dict(zip(self.seen.names, self.seen.cameras, strict=True))
-
-    @property
-    def _mesh_file(self) -> Path:
-        return self.path / "mesh.glb"
 
     @property
     def _own_up(self) -> Direction | None:
@@ -194,3 +193,8 @@ class Source:
     def _progress(self, done: int, total: int, message: str) -> None:
         self.stop.check()
         self.watcher.progress(message.capitalize(), done, total)
+
+
+def _moved(views: Sequence[PhotoView], done: Edits) -> list[PhotoView]:
+    """The views as they see the edited scene."""
+    return [replace(view, camera=done.of_camera(view.camera)) for view in views]
