@@ -293,23 +293,36 @@ def _timings(run: Run, metrics: dict[str, Any]) -> str:
 
 
 def _mesh(run: Run) -> str:
-    facts = (run.finished("mesh") or {}).get("facts")
-    if not isinstance(facts, dict):
+    """What the mesh is, what its gate said, and how its texture shows photos that took no part."""
+    record = run.finished("mesh") or {}
+    facts, texture, label = (_object(record.get(name)) for name in ("facts", "texture", "label"))
+    if not facts:
         return ""
-    labels = {
-        "vertices": "Vertices",
-        "faces": "Faces",
-        "components": "Separate parts",
-        "boundary_edges": "Open edges",
-        "watertight": "Watertight",
-        "manifold_edges": "Manifold edges",
-        "manifold_vertices": "Manifold vertices",
-        "area": "Area, square units",
-        "volume": "Volume, cubic units",
-    }
-    rows = [(label, _said(facts[name])) for name, label in labels.items() if facts.get(name) is not None]
-    note = "mesh.glb, vertex colours, +Y up. It encloses no volume." if not facts.get("watertight") else "mesh.glb"
-    return section("The mesh", table(rows), note)
+    labels = {"vertices": "Vertices", "faces": "Faces", "components": "Separate parts", "boundary_edges": "Open edges"}
+    rows = [(title, _said(facts[name])) for name, title in labels.items() if facts.get(name) is not None]
+    if texture:
+        rows.append(("Texture", f"{_said(texture.get('size'))} px a side, {_said(texture.get('charts'))} charts"))
+        rows.append(("Seen by a photo", _percent(texture.get("coverage"))))
+    if isinstance(record.get("held_out_psnr"), float):
+        cover = _percent(record.get("held_out_cover"))
+        rows.append(("On held-out photos", f"{record['held_out_psnr']:.2f} dB over the {cover} that it covers"))
+    checks = label.get("checks")
+    levels: dict[Any, str] = {True: "good", False: "bad"}
+    lines = "".join(
+        f'<li class="{levels.get(check.get("ok"), "")}"><b>{escape(str(check.get("name", "")))}.</b> '
+        f"{escape(str(check.get('sentence', '')))}</li>"
+        for check in (checks if isinstance(checks, list) else [])
+        if isinstance(check, dict)
+    )
+    return section("The mesh", table(rows) + (f'<ul class="plain">{lines}</ul>' if lines else ""), "mesh.glb, +Y up")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.0f} %" if isinstance(value, (int, float)) else "unknown share"
 
 
 def _said(value: Any) -> str:
@@ -323,7 +336,9 @@ def _said(value: Any) -> str:
 def _files(run: Run) -> str:
     about = {
         "scene.ply": "the Gaussians, in the 3DGS format that viewers read",
-        "mesh.glb": "the mesh, for Blender, game engines and browsers",
+        "mesh.glb": "the textured mesh, for Blender, game engines and browsers",
+        "mesh_fine.ply": "the mesh before it was cut to size, for exports of other sizes",
+        "edits.json": "what was cleaned, cropped, turned or scaled since",
         "turntable.mp4": "the film",
         "renders": "held-out photos, renders and differences",
         "sfm": "the estimated cameras, a COLMAP model",
