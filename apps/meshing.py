@@ -28,7 +28,7 @@ from scene.metrics import psnr
 from scene.texture import PhotoView, TextureConfig, Textured, texture_mesh
 
 MeshPreset = Literal["web", "game", "film"]
-MIN_PART = 0.001  # of the largest part's area: crumbs that decimation leaves
+MIN_PART = 0.01  # of the largest part's area, as for the fine mesh: decimation parts what hung together by a thread
 LEAST_COVERED = 0.05  # of a held-out picture; where the mesh covers less, its figure would say nothing
 
 

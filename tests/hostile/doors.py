@@ -14,8 +14,8 @@ MOST_SECONDS = 60.0  # of all calls of one process; the machine may be busy
 MOST_BYTES = 640 << 20  # above what is taken once everything is imported: threads, and photos of the size that is free
 
 CHILD = """
-import contextlib, io, json, pathlib, resource, sys, time
-import apps.cli, apps.pipeline, apps.export, apps.film, apps.judge, data.captures, scene.formats, cv2
+import contextlib, io, json, resource, sys, time
+import apps.cli, apps.pipeline, apps.export, apps.film, apps.judge, data.captures, cv2
 import tests.hostile.fuzzing as fuzzing
 job = json.load(sys.stdin)
 def limit(kind, most):
@@ -29,13 +29,7 @@ told = []
 for arguments in job["calls"]:
     out, err, began = io.StringIO(), io.StringIO(), time.monotonic()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        if hasattr(scene.formats, arguments[0]):
-            try:
-                code = bool(getattr(scene.formats, arguments[0])(pathlib.Path(arguments[1]))) * 0
-            except Exception as error:
-                code = apps.cli.explain(error, debug=False)
-        else:
-            code = apps.cli.run(arguments)
+        code = apps.cli.run(arguments)
     told.append([code, out.getvalue(), err.getvalue(), time.monotonic() - began])
 print(json.dumps(told))
 """
@@ -62,10 +56,7 @@ class Outcome:
 def calls(
     arguments: Sequence[Sequence[str | Path]], *, memory: int = MOST_BYTES, file_bytes: int = 0, cwd: Path | None = None
 ) -> list[Outcome]:
-    """Run `maquette` with each of the argument lists, one after the other in one limited process.
-
-    ("load_mesh" or "load_splats", FILE) calls that door of scene.formats instead and ends as the command would.
-    """
+    """Run `maquette` with each of the argument lists, one after the other in one limited process."""
     job = {"calls": [[str(word) for word in words] for words in arguments], "memory": memory, "file_bytes": file_bytes}
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + CHILD
     done = subprocess.run(

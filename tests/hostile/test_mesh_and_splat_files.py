@@ -25,6 +25,11 @@ AXES = "".join(f"property float {axis}\n" for axis in "xyz")
 TRIANGLE = "0 0 0\n1 0 0\n0 1 0\n"
 
 
+def exported(path: Path) -> list[str | Path]:
+    """The request to write a file's scene in another format."""
+    return ["export", path, "--to", path.with_name(f"{path.stem}_out.stl")]
+
+
 def ply(rows: object = 3, faces: object = 1, order: str = "ascii", body: str = TRIANGLE + "3 0 1 2\n") -> bytes:
     return PLY.format(order=order, rows=rows, faces=faces, axes=AXES).encode() + body.encode("latin-1")
 
@@ -116,11 +121,9 @@ def test_meshes_that_lie_are_refused_by_name(tmp_path: Path) -> None:
     bad |= {
         "pipe.glb": (b"", "not a regular file"),
         "loop.obj": (b"", "loop"),
-        "folder.stl": (b"", "not a regular file"),
+        "folder.stl": (b"", "not a run folder"),
     }
-    for (name, (_, reason)), outcome in zip(
-        bad.items(), calls([["load_mesh", folder / name] for name in bad]), strict=True
-    ):
+    for (name, (_, reason)), outcome in zip(bad.items(), calls([exported(folder / name) for name in bad]), strict=True):
         if name == "deep.glb" and outcome.code == 0:
             continue  # what it nests in, no reader asks for
         refused(outcome, name, reason)
@@ -153,7 +156,6 @@ def splats(folder: Path) -> dict[str, tuple[bytes, str]]:
         "count.ply": (table.replace(b"vertex 5", b"vertex 500000000"), "count.ply"),
         "cut.ply": (table[:-7], "cut short"),
         "nan.ply": (table[:-8] + struct.pack("<f", float("nan")) + table[-4:], "not finite"),
-        "mesh.ply": (ply(), "not a 3DGS"),
         "odd.splat": (raw[:-3], "odd.splat"),
         "empty.splat": (b"", "empty.splat"),
         "magic.spz": (gzip.compress(b"XXXX" + inner[4:]), "magic.spz"),
@@ -181,7 +183,7 @@ def test_splats_that_lie_are_refused_by_name(tmp_path: Path) -> None:
     bad = splats(tmp_path)
     for name, (content, _) in bad.items():
         (tmp_path / "bad" / name).write_bytes(content)
-    outcomes = calls([["load_splats", tmp_path / "bad" / name] for name in bad])
+    outcomes = calls([exported(tmp_path / "bad" / name) for name in bad])
     for (name, (_, reason)), outcome in zip(bad.items(), outcomes, strict=True):
         refused(outcome, name, reason)
 
@@ -212,5 +214,5 @@ def test_usd_files_that_lie_are_refused_by_name(tmp_path: Path) -> None:
     pytest.importorskip("pxr", reason="needs usd-core (pip install maquette[usd])")
     for name, content in USD.items():
         (tmp_path / name).write_bytes(content)
-    for name, outcome in zip(USD, calls([["load_mesh", tmp_path / name] for name in USD]), strict=True):
+    for name, outcome in zip(USD, calls([exported(tmp_path / name) for name in USD]), strict=True):
         refused(outcome, name)

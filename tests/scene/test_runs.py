@@ -22,7 +22,7 @@ from scene.errors import InputError, ResourceError
 from scene.runs import EVENT_KEYS, Run, StepReport, read_events
 
 ROOT = Path(__file__).resolve().parents[2]
-# mkdir, opening state.json to read it, then for each of three files: create, fsync, rename, open the folder, fsync the folder
+# mkdir, opening state.json to read it, then for each of three files: create, fsync, rename, open the folder, fsync it
 DISK_OPERATIONS = 2 + 3 * 5
 
 
