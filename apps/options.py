@@ -254,6 +254,8 @@ def job_of_run(folder: Path) -> ReconJob:
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
     """A dataclass from parsed JSON. Unknown, missing and mistyped values raise ValueError."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"an object was expected, got {type(values).__name__}")
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := set(values) - set(fields):

@@ -284,6 +284,8 @@ def test_resume_without_any_run_says_so(ball: Path, tmp_path: Path, monkeypatch:
         {"options": {"steps": "many"}},
         {"options": {"no_such_option": 1}},
         {"options": 7},
+        {"options": []},
+        {"options": ""},
         {"seed": True},
         {"preset": "best"},
         {"source": None},
