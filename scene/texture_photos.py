@@ -114,7 +114,8 @@ def _solve(
             x, y = x[used] / 255, y[used] / 255
             apart = before[vx] * x + before[views + vx] - before[vy] * y - before[views + vy]
             alike = np.abs(apart) < OUTLIER / 255
-            left.append(vx[alike]), right.append(vy[alike]), a.append(x[alike]), b.append(y[alike])
+            for values, of in ((left, vx), (right, vy), (a, x), (b, y)):
+                values.append(of[alike])
     vx, vy, x, y = (np.concatenate(part) for part in (left, right, a, b))
     # Each pair says: g_x x + o_x - g_y y - o_y = 0. Columns of the normal equations, by pairs of unknowns.
     terms: list[tuple[Any, Any]] = [(vx, x), (views + vx, 1.0), (vy, -y), (views + vy, -1.0)]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +40,8 @@ from scene.untrusted import (
 
 ENDINGS = (".usdz", ".usda", ".usdc", ".usd")
 CHILD = Path(__file__).with_name("usd_child.py")
-LEAST_SECONDS, BYTES_PER_SECOND = 20.0, 2 << 20  # of the reading process
+LEAST_SECONDS, BYTES_PER_SECOND = 3.0, 2 << 20  # processor time of the reading process, which starts in half a second
+PATIENCE = 5.0  # times that on the clock: the machine may be busy
 LEAST_MEMORY, MEMORY_PER_BYTE = 2 << 30, 16  # address space; usd-core alone maps one GiB
 APERTURE = 36.0  # tenths of a unit, as the width of 35 mm film; only its ratio to the focal length counts
 
@@ -225,7 +228,7 @@ def read_stage(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
     seconds = LEAST_SECONDS + size / BYTES_PER_SECOND
     with tempfile.TemporaryDirectory(prefix="maquette_usd_") as folder:
         out = Path(folder) / "arrays.npz"
-        limits = [str(int(seconds) + 1), str(LEAST_MEMORY + MEMORY_PER_BYTE * size)]
+        limits = [str(math.ceil(seconds)), str(LEAST_MEMORY + MEMORY_PER_BYTE * size)]
         # -P: nothing beside the script can pass for a library.
         command = [sys.executable, "-P", str(CHILD), str(path.absolute()), str(out), *limits]
         try:
@@ -234,11 +237,13 @@ def read_stage(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                timeout=seconds,
+                timeout=PATIENCE * seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise InputError(f"{path} took usd-core more than {seconds:.0f} s; export it again, flattened") from error
+            raise InputError(f"{path} took usd-core too long; export it again, flattened") from error
+        if done.returncode == -getattr(signal, "SIGXCPU", 0):
+            raise InputError(f"{path} took usd-core more than {seconds:.0f} s; export it again, flattened")
         try:
             answer = json.loads(done.stdout.rpartition(b"\n")[2])
         except ValueError:

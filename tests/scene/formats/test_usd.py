@@ -353,7 +353,8 @@ def test_a_crash_of_the_library_is_one_line(tmp_path: Path, monkeypatch: pytest.
     for lines, message in (
         ("import os; os.kill(os.getpid(), 11)", "broke down"),
         ("bytearray(1 << 40)", "broke down"),
-        ("while True: pass", "more than"),
+        ("import time; time.sleep(60)", "too long"),
+        ("import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nwhile True: pass", "more than"),
     ):
         monkeypatch.setattr(usd_module, "CHILD", write(tmp_path / "child.py", lines))
         monkeypatch.setattr(usd_module, "LEAST_SECONDS", 0.5)
