@@ -80,6 +80,11 @@ def summary(run: Run, result: ChamferResult | None) -> str:
     if result is not None:
         distance = f"{1000 * result.chamfer:.1f} mm Chamfer distance, {result.percent:.2f} % of the diagonal"
         lines.append(f"True error        {distance}")
+    mesh = run.finished("mesh") or {}
+    if "held_out_psnr" in mesh:
+        gate = "all checks passed" if mesh["label"]["green"] else "with faults, see the report"
+        shown = f"{mesh['held_out_psnr']:.2f} dB on held-out photos where it covers them"
+        lines.append(f"Textured mesh     {metrics['mesh_faces']:,} faces, {shown}; {gate}")
     lines.append(f"Time              {metrics['seconds_total']:.0f} s")
     names = {"report.html": "Report", "mesh.glb": "Mesh", "scene.ply": "Gaussians", "turntable.mp4": "Film"}
     for name, label in names.items():
