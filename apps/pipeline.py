@@ -31,7 +31,7 @@ from scene.ops import native
 from scene.runs import Run, StepReport
 
 SFM_SHARE = 0.4  # of --max-minutes, for the cameras
-AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.2, 15.0, 240.0  # for judging, mesh, film and report; seconds
+AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.25, 40.0, 240.0  # for judging, mesh, texture, film and report; seconds
 SHORTEST_TRAINING = 10.0  # seconds; less makes no scene at all
 TURNTABLE_FRAMES, TURNTABLE_WIDTH, TURNTABLE_FPS = 120, 640, 24
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.texture runs/sample runs/lego --faces 50000 --json texture.json --pictures FOLDER
 
-Each run's mesh.glb is cut to the budget and textured from its training photos; the mesh before is what the normal map
-is taken from. `psnr` is the mean over held-out photos and the pixels that the mesh fills, without any fit of exposure;
-`vertex psnr` that of the mesh's vertex colours before. The run folder itself is only read.
+Each run's mesh_fine.ply is cut to the budget and textured from its training photos. `psnr` is the mean over held-out
+photos and the pixels that the mesh fills, without any fit of exposure; `vertex psnr` that of the same mesh with the
+texture's colours at its vertices alone. The run folder itself is only read.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 
 import torch
 
-from apps.film import up_of
 from apps.judge import reopened
-from apps.run_cameras import read_cameras
 from benchmarks.common import HostLoad, record, table, write_json
 from data.captures import Capture
 from scene.formats import load_mesh
-from scene.mesh import Mesh, decimate
+from scene.formats.materials import vertex_colors
+from scene.mesh import Mesh
 from scene.mesh_render import render_mesh
+from scene.mesh_repair import decimate_and_repair
 from scene.runs import Run
 from scene.texture import PhotoView, TextureConfig, reprojection_psnr, texture_mesh
 
-READ = ("config.json", "cameras.json", "metrics.json", "progress.json", "mesh.glb")
+READ = ("config.json", "cameras.json", "metrics.json", "progress.json", "mesh_fine.ply")
 COLUMNS = ("run", "faces", "size", "charts", "s wall", "s cpu", "psnr", "vertex psnr", "seam", "coverage", "used")
 
 
@@ -49,18 +49,18 @@ def views_of(capture: Capture, indices: Sequence[int]) -> list[PhotoView]:
 
 def measure(run: Run, faces: int, config: TextureConfig, pictures: Path | None) -> dict[str, Any]:
     """Texture the mesh of one run and judge it."""
-    fine = load_mesh(run.folder / "mesh.glb", up=up_of(read_cameras(run)))
-    mesh = decimate(fine, faces)
-    fine = Mesh(fine.vertices, fine.faces)
+    fine = load_mesh(run.folder / "mesh_fine.ply")
+    mesh, _ = decimate_and_repair(Mesh(fine.vertices, fine.faces), faces)
     with reopened(run) as capture:
         train, test = views_of(capture, capture.train), views_of(capture, capture.test)
         wall, cpu = time.perf_counter(), time.process_time()
         textured = texture_mesh(mesh, train, config, fine=fine)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         scores = [score for score in reprojection_psnr(textured.mesh, test) if score == score]
-        before = [score for score in reprojection_psnr(mesh, test) if score == score]
+        plain = replace(mesh, colors=vertex_colors(textured.mesh))
+        before = [score for score in reprojection_psnr(plain, test) if score == score]
         if pictures is not None:
-            save_pictures(run.folder.name, mesh, textured.mesh, test, pictures)
+            save_pictures(run.folder.name, plain, textured.mesh, test, pictures)
     facts = textured.facts
     return {
         "run": run.folder.name,
