@@ -1,7 +1,7 @@
-"""Finds the compiled CPU module, picks the best build for this processor, and says which backend runs and why.
+"""Says which kernels serve a device and why; finds the compiled CPU module and its best build for this processor.
 
-Backends: `cpu` (compiled kernels) and `reference` (the plain-torch twins, everywhere). `MAQUETTE_BACKEND=reference`
-overrides; `MAQUETTE_THREADS` sets the number of kernel threads; `MAQUETTE_CPU_LEVEL` forces one build for tests.
+Backends: `cpu` (compiled kernels), `cuda` (scene/ops/gpu: compiled for the card at first use) and `reference` (the
+plain-torch twins, everywhere). The device of the tensors picks the backend; `MAQUETTE_BACKEND=reference` overrides; `MAQUETTE_THREADS` sets the number of kernel threads; `MAQUETTE_CPU_LEVEL` forces one build for tests.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+
+from scene.ops.gpu import runtime
+from scene.ops.gpu.launch import runs_on_host
 
 # Best first: the build's name and the processor flags (as /proc/cpuinfo spells them) that it needs.
 LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
@@ -64,13 +67,32 @@ def len_affinity() -> int:
     return os.cpu_count() or 1
 
 
-def has(device: torch.device) -> bool:
-    """Whether compiled kernels serve tensors on `device`."""
-    return device.type == "cpu" and os.environ.get("MAQUETTE_BACKEND") != "reference" and _load()[0] is not None
+def backend(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """Name of the backend that serves tensors of this device and dtype: `cpu`, `cuda` or `reference`."""
+    device = torch.device(device)
+    if os.environ.get("MAQUETTE_BACKEND") == "reference":
+        return "reference"
+    if device.type == "cuda" or runs_on_host():
+        return "cuda" if dtype == torch.float32 and (runs_on_host() or runtime.usable()[0]) else "reference"
+    return "cpu" if device.type == "cpu" and _load()[0] is not None else "reference"
+
+
+def has(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether compiled kernels serve tensors of this device and dtype."""
+    return backend(device, dtype) != "reference"
+
+
+def kernels(device: torch.device) -> Any:
+    """The kernels that serve `device`: the compiled CPU module or scene.ops.gpu.kernels. Call only where `has` said yes."""
+    if device.type == "cuda" or runs_on_host():
+        from scene.ops.gpu import kernels as gpu
+
+        return gpu
+    return cpu()
 
 
 def cpu() -> Any:
-    """The compiled CPU module. Call only where `has` said yes."""
+    """The compiled CPU module."""
     module = _load()[0]
     assert module is not None, "native.cpu() without native.has()"
     return module
@@ -81,11 +103,6 @@ def set_threads(count: int) -> None:
     module = _load()[0]
     if module is not None:
         module.set_threads(count)
-
-
-def backend(device: torch.device | str = "cpu") -> str:
-    """Name of the backend that serves `device`: `cpu` or `reference`."""
-    return "cpu" if has(torch.device(device)) else "reference"
 
 
 def explain() -> str:
