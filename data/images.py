@@ -117,12 +117,40 @@ def resize_area(pixels: NDArray, width: int, height: int) -> NDArray:
     """[H, W] or [H, W, C] averaged over the area of each new pixel."""
     if pixels.shape[1] == width and pixels.shape[0] == height:
         return pixels
-    import cv2
-
+    try:
+        import cv2
+    except ImportError:  # training on a bare machine goes on, some ten times slower at this
+        return resize_area_reference(pixels, width, height)
     smaller = width <= pixels.shape[1] and height <= pixels.shape[0]
     return np.asarray(
         cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
     )
+
+
+def resize_area_reference(pixels: NDArray, width: int, height: int) -> NDArray:
+    """The same in plain numpy, rows and columns apart; the oracle and the fallback."""
+    smaller = width <= pixels.shape[1] and height <= pixels.shape[0]
+    shares = _area_shares if smaller else _linear_shares
+    rows, columns = shares(pixels.shape[0], height), shares(pixels.shape[1], width)
+    resized = np.tensordot(rows, pixels.astype(np.float32), axes=(1, 0))  # [height, W, ...]
+    resized = np.moveaxis(np.tensordot(columns, resized, axes=(1, 1)), 0, 1)
+    if pixels.dtype == np.uint8:
+        resized = np.clip(np.rint(resized), 0, 255)
+    return np.ascontiguousarray(resized.astype(pixels.dtype))
+
+
+def _area_shares(before: int, after: int) -> NDArray[np.float32]:
+    """[after, before] share of each old pixel in a new one: how much of the new one's length it covers."""
+    edges = np.arange(after + 1) * (before / after)
+    old = np.arange(before)
+    overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+    return (np.maximum(overlap, 0) * (after / before)).astype(np.float32)
+
+
+def _linear_shares(before: int, after: int) -> NDArray[np.float32]:
+    """[after, before] share of each old pixel when interpolated linearly between pixel centres."""
+    centres = np.clip((np.arange(after) + 0.5) * (before / after) - 0.5, 0, before - 1)
+    return np.maximum(1 - np.abs(centres[:, None] - np.arange(before)), 0).astype(np.float32)
 
 
 def premultiplied(rgb: Pixels, alpha: Pixels) -> NDArray[np.float32]:

@@ -239,8 +239,6 @@ class ImageStore:
 
 def make_photo(shot: Shot, level: int, maps: _MapCache) -> Photo:
     """Decode, undistort and scale one picture; the work of the threads."""
-    import cv2
-
     raw_size = scaled_size(*shot.raw, 0.5**level)
     size = raw_size if shot.pinhole is None else scaled_size(shot.pinhole.width, shot.pinhole.height, 0.5**level)
     # Twice the size at least: the average over areas, not the JPEG's own reduction, decides what a pixel is.
@@ -251,6 +249,8 @@ def make_photo(shot: Shot, level: int, maps: _MapCache) -> Photo:
     if shot.lens is not None and shot.pinhole is not None:
         if picture.shape[1] > double[0] or picture.shape[0] > double[1]:
             picture = resize_area(picture, min(double[0], picture.shape[1]), min(double[1], picture.shape[0]))
+        import cv2
+
         # Where no averaging follows to hide it, linear interpolation would soften fine texture.
         kind = cv2.INTER_LINEAR if picture.shape[1] >= 1.5 * raw_size[0] else cv2.INTER_CUBIC
         picture = _undistort(picture, shot.lens, shot.pinhole, kind, maps)

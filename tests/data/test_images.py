@@ -17,6 +17,7 @@ from data.images import (
     inspect_image,
     premultiplied,
     resize_area,
+    resize_area_reference,
     straight,
 )
 from scene.errors import InputError
@@ -216,3 +217,14 @@ def test_mask_drawn_on_the_sideways_photo_turns_with_it(tmp_path: Path):
     Image.fromarray(mask).save(tmp_path / "m.png")
     got = decode_mask(tmp_path / "m.png", 20, 40, 6)
     assert got.shape == (40, 20) and got[:, 15:].min() == 255 and got[:, :15].max() == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 6), (10, 7), (3, 5), (16, 12), (21, 12), (31, 23)])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_resizing_without_opencv_gives_what_opencv_gives(width: int, height: int, kind: type) -> None:
+    pixels = (np.random.default_rng(0).random((12, 16, 3)) * 255).astype(kind)
+    for picture in (pixels, pixels[..., 0]):
+        got, wanted = resize_area_reference(picture, width, height), resize_area(picture, width, height)
+        assert got.dtype == wanted.dtype and got.shape == wanted.shape
+        # Bytes round at halves either way; OpenCV interpolates them with 11 bits.
+        np.testing.assert_allclose(got.astype(float), wanted.astype(float), atol=1 if kind is np.uint8 else 1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def test_concat_refuses_mixed_degrees_and_nothing() -> None:
         Gaussians.concat([random_gaussians(2, sh_degree=1), random_gaussians(2, sh_degree=2)])
     with pytest.raises(ValueError, match="0 parts"):
         Gaussians.concat([])
+
+
+def test_spacing_without_scipy_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    xyz = torch.randn(700, 3, generator=torch.Generator().manual_seed(3))
+    rgb = torch.zeros(700, 3, dtype=torch.uint8)
+    wanted = Gaussians.from_points(xyz, rgb)
+    monkeypatch.setitem(sys.modules, "scipy.spatial", None)
+    got = Gaussians.from_points(xyz, rgb)
+    torch.testing.assert_close(got.log_scales, wanted.log_scales, rtol=1e-6, atol=1e-6)
 
 
 def test_points_become_round_splats_as_large_as_their_spacing() -> None:
