@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,15 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MAQUETTE_DATA does not name the folder of real data")
     return Path(folder)
+
+
+@pytest.fixture
+def host_gpu() -> Callable[..., AbstractContextManager[None]]:
+    """`with host_gpu(schedule="random", seed=1):` the ops take the GPU's path, its kernels run on the CPU (tests/shim)."""
+    from scene.ops.gpu.launch import on_host
+    from tests.shim.launcher import HostLauncher, why_not
+
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    return lambda **settings: on_host(HostLauncher(**settings))
