@@ -30,7 +30,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def host_gpu() -> Callable[..., AbstractContextManager[None]]:
-    """`with host_gpu(schedule="random", seed=1):` the ops take the GPU's path, its kernels run on the CPU (tests/shim)."""
+    """`with host_gpu(schedule="random", seed=1):` ops take the GPU path, kernels run on the CPU (tests/shim)."""
     from scene.ops.gpu.launch import on_host
     from tests.shim.launcher import HostLauncher, why_not
 

@@ -227,13 +227,11 @@ class _Guards:
     def check_and_copy_back(self, kernel: str, arguments: Sequence[Argument]) -> None:
         for (begin, end), start in zip(self.spans, self.starts):
             size = end - begin
-            for side, at in (("before", start - MARGIN), ("after", start + size)):
-                found = _view(at, MARGIN).raw
-                if found != self.margin:
-                    wrong = [i for i in range(MARGIN) if found[i] != self.margin[i]]
-                    offset = wrong[0] if side == "after" else MARGIN - wrong[-1]
-                    whose = [
-                        i for i, a in enumerate(arguments) if isinstance(a, Tensor) and begin <= a.data_ptr() < end
-                    ]
-                    raise KernelError(f"{kernel} writes {offset} bytes {side} argument {whose} ({size} bytes)")
+            for first in (-MARGIN, size):
+                found = _view(start + first, MARGIN).raw
+                if found == self.margin:
+                    continue
+                at = first + next(i for i in range(MARGIN) if found[i] != self.margin[i])
+                whose = [i for i, a in enumerate(arguments) if isinstance(a, Tensor) and begin <= a.data_ptr() < end]
+                raise KernelError(f"{kernel} writes at byte {at} of argument {whose}, which has {size} bytes")
             ctypes.memmove(begin, start, size)
