@@ -1,7 +1,8 @@
 """Says which kernels serve a device and why; finds the compiled CPU module and its best build for this processor.
 
 Backends: `cpu` (compiled kernels), `cuda` (scene/ops/gpu: compiled for the card at first use) and `reference` (the
-plain-torch twins, everywhere). The device of the tensors picks the backend; `MAQUETTE_BACKEND=reference` overrides; `MAQUETTE_THREADS` sets the number of kernel threads; `MAQUETTE_CPU_LEVEL` forces one build for tests.
+plain-torch twins, everywhere). The device of the tensors picks the backend; `MAQUETTE_BACKEND=reference` overrides;
+`MAQUETTE_THREADS` sets the number of kernel threads; `MAQUETTE_CPU_LEVEL` forces one build for tests.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def backend(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float
     if os.environ.get("MAQUETTE_BACKEND") == "reference":
         return "reference"
     if device.type == "cuda" or runs_on_host():
-        return "cuda" if dtype == torch.float32 and (runs_on_host() or runtime.usable()[0]) else "reference"
+        return "cuda" if dtype == torch.float32 and (runs_on_host() or runtime.usable(device.index)[0]) else "reference"
     return "cpu" if device.type == "cpu" and _load()[0] is not None else "reference"
 
 
@@ -83,7 +84,7 @@ def has(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
 
 
 def kernels(device: torch.device) -> Any:
-    """The kernels that serve `device`: the compiled CPU module or scene.ops.gpu.kernels. Call only where `has` said yes."""
+    """The compiled CPU module or scene.ops.gpu.kernels, whichever serves `device`. Only where `has` said yes."""
     if device.type == "cuda" or runs_on_host():
         from scene.ops.gpu import kernels as gpu
 
@@ -105,10 +106,14 @@ def set_threads(count: int) -> None:
         module.set_threads(count)
 
 
-def explain() -> str:
-    """One line: which backend runs on the CPU, which build of it, and why."""
+def explain(device: torch.device | str = "cpu") -> str:
+    """One line: which backend runs float32 on `device`, which build of it or which card, and why."""
+    device = torch.device(device)
     if os.environ.get("MAQUETTE_BACKEND") == "reference":
         return "reference (plain torch), because MAQUETTE_BACKEND=reference"
+    if device.type == "cuda":
+        good, why = runtime.usable(device.index)
+        return f"cuda kernels on {why}" if good else f"reference (plain torch), because {why}"
     module, why = _load()
     if module is None:
         return f"reference (plain torch), because {why}"

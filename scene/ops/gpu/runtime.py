@@ -1,17 +1,242 @@
-"""Compiles cuda/gpu/*.cu for the card found, keeps the result on disk, and launches on torch's current stream."""
+"""Finds the card, loads the compiled kernels into it and starts them on torch's current stream.
+
+`usable` decides once per process whether the GPU's kernels serve, and says why in one sentence; whatever is wrong with
+the machine ends there, and the caller falls back. After a yes every kernel is loaded, so `launch` neither compiles nor
+waits.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import threading
+import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from scene.errors import MaquetteError, ResourceError
+from scene.ops.gpu import compiler
 from scene.ops.gpu.launch import Argument, Size
 
+log = logging.getLogger(__name__)
 
-def usable() -> tuple[bool, str]:
-    """Whether kernels can run on the current card, and one sentence that says why or why not."""
-    return False, "this build has no GPU runtime yet"
+OLDEST = (7, 5)  # Turing: the oldest that CUDA 13's NVRTC compiles for
+INSTALL = 'pip install "maquette[gpu]"'
+INT_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What can be learnt about a card without running kernels on it. Trouble is a sentence, or empty."""
+
+    torch_cuda: str | None  # CUDA version that torch was built for; None: for the CPU only
+    torch_trouble: str = ""  # why torch cannot use a card
+    name: str = ""
+    capability: tuple[int, int] = (0, 0)  # (9, 0) for sm_90
+    driver: tuple[int, int] = (0, 0)  # newest CUDA version that the driver runs
+    compiler: tuple[int, int] = (0, 0)  # version of NVRTC
+    compiler_trouble: str = ""  # why cuda-core or NVRTC cannot be used
+    architectures: frozenset[int] = frozenset()  # that NVRTC compiles for
+
+    @property
+    def arch(self) -> str:
+        """What the compiler calls this card."""
+        return "sm_{}{}".format(*self.capability)
+
+
+def judge(facts: CardFacts) -> tuple[bool, str]:
+    """Whether kernels can be compiled for, and loaded into, a card; one sentence that says why or why not."""
+    card = f"{facts.name} ({facts.arch})"
+    if facts.torch_cuda is None:
+        return False, "torch was built for the CPU only; a CUDA build of it (pytorch.org) would use an NVIDIA GPU"
+    if facts.torch_trouble:
+        return False, f"torch finds no usable NVIDIA GPU: {facts.torch_trouble}"
+    if facts.capability < OLDEST:
+        return False, f"{card} is too old; the kernels need sm_{OLDEST[0]}{OLDEST[1]} (GeForce 20 series) or newer"
+    if facts.compiler_trouble:
+        return False, f"{card} is there, but not its compiler: {facts.compiler_trouble}; install it with: {INSTALL}"
+    nvrtc, driver = ("{}.{}".format(*pair) for pair in (facts.compiler, facts.driver))
+    if facts.capability[0] * 10 + facts.capability[1] not in facts.architectures:
+        return False, f"NVRTC {nvrtc} does not know {card} yet; get a newer one with: {INSTALL} --upgrade"
+    if facts.compiler[0] > facts.driver[0]:
+        older = f'"cuda-bindings=={facts.driver[0]}.*" nvidia-cuda-nvrtc-cu{facts.driver[0]}'
+        advice = f"update the driver, or: pip install {older}"
+        return False, f"the driver of {card} is for CUDA {driver} and cannot load what NVRTC {nvrtc} makes; {advice}"
+    return True, f"{card}, driver for CUDA {driver}, compiler NVRTC {nvrtc}"
+
+
+def usable(index: int | None = None) -> tuple[bool, str]:
+    """Whether kernels run on card `index` (None: torch's current one), and one sentence that says why or why not.
+
+    The first yes compiles what the cache does not hold (seconds, once) and loads everything; the answer is kept.
+    """
+    if torch.version.cuda is None:
+        return judge(CardFacts(None))
+    if index is None:
+        # Without a card torch has no current one, and asking raises.
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    return _usable(index)
+
+
+@lru_cache(maxsize=64)
+def _usable(index: int) -> tuple[bool, str]:
+    facts = card_facts(index)
+    good, sentence = judge(facts)
+    if not good:
+        return good, sentence
+    try:
+        prepare(index, facts.arch)
+    except MaquetteError as error:
+        return False, f"{sentence}; but {error}"
+    return good, sentence
+
+
+def card_facts(index: int) -> CardFacts:
+    """Asks torch, the driver and NVRTC. Never raises: what goes wrong is among the facts."""
+    build = torch.version.cuda
+    if build is None:
+        return CardFacts(None)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = torch.cuda.is_available()
+        if not found:
+            return CardFacts(build, str(said[-1].message) if said else "no card or no driver")
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+        torch.empty(1, device=torch.device("cuda", index))  # a driver can list a card and fail at its first use
+    except (RuntimeError, AssertionError) as error:
+        return CardFacts(build, f"the driver fails ({_first_line(error)}); restart the machine or install it again")
+    try:
+        driver = compiler.nvidia("bindings.driver")
+        compiler.nvidia("core")
+        status, version = driver.cuDriverGetVersion()
+        _check(status, "asking the driver for its version")
+        known = CardFacts(build, "", name, capability, (version // 1000, version % 1000 // 10))
+        return replace(known, compiler=compiler.compiler_version(), architectures=compiler.architectures())
+    except Exception as error:  # a missing or half-installed library fails in many ways
+        return CardFacts(build, "", name, capability, compiler_trouble=_first_line(error))
+
+
+def prepare(index: int, arch: str) -> list[compiler.Compiled]:
+    """Compiles what the cache does not hold, and loads every kernel file into card `index`. Raises MaquetteError."""
+    core = compiler.nvidia("core")
+    began = time.perf_counter()
+    made = compiler.compile_all(arch, compiler.cache_folder())
+    anew = sum(not one.cached for one in made)
+    if anew:
+        log.info("compiled %d GPU kernel files for %s in %.1f s", anew, arch, time.perf_counter() - began)
+    with torch.cuda.device(index):
+        for one in made:
+            module = core.ObjectCode.from_cubin(one.cubin, name=one.source)
+            try:
+                assert module.handle  # loads it
+            except Exception as error:  # cuda-core has an error class per library underneath, and none in common
+                raise MaquetteError(
+                    f"the driver does not load {one.source} for {arch} ({_first_line(error)})"
+                ) from error
+            _modules[index, one.source] = module
+    return made
 
 
 def launch(source: str, name: str, grid: Size, block: Size, arguments: Sequence[Argument]) -> None:
-    """Starts one kernel."""
-    raise NotImplementedError
+    """Starts kernel `name` of cuda/gpu/`source`.cu on the current stream of the card that holds the tensors.
+
+    Raises ResourceError when the card's memory is full, MaquetteError for any other refusal of the driver.
+    """
+    index = next(one.device.index for one in arguments if isinstance(one, Tensor))
+    if torch.cuda.current_device() != index:
+        with torch.cuda.device(index):
+            launch(source, name, grid, block, arguments)
+        return
+    start(index, source, name, grid, block, arguments, torch.cuda.current_stream(index).cuda_stream)
+
+
+def start(
+    index: int, source: str, name: str, grid: Size, block: Size, arguments: Sequence[Argument], stream: int
+) -> None:
+    """`launch` on the current card `index` and a stream given by its handle; asks nothing of torch.cuda."""
+    driver = compiler.nvidia("bindings.driver")
+    if not hasattr(_thread, "attached"):
+        _attach(index)
+    function = _functions.get((index, source, name)) or _find(index, source, name)
+    values, types = _packed(source, name, arguments)
+    status = driver.cuLaunchKernel(function, *grid, *block, 0, stream, (values, types), 0)[0]
+    if status:
+        _check(status, f"starting the GPU kernel {source}.{name} on {grid} blocks of {block} threads")
+
+
+_modules: dict[tuple[int, str], Any] = {}  # loaded kernel files, by card and file
+_functions: dict[tuple[int, str, str], Any] = {}  # CUfunction by card, file and kernel
+_thread = threading.local()
+
+
+def _attach(index: int) -> None:
+    """Gives a fresh thread the card's context, which torch sets only when the thread changes the card."""
+    driver = compiler.nvidia("bindings.driver")
+    doing = f"attaching a thread to card {index}"
+    status, context = driver.cuCtxGetCurrent()
+    _check(status, doing)
+    if not int(context):
+        status, device = driver.cuDeviceGet(index)
+        _check(status, doing)
+        status, context = driver.cuDevicePrimaryCtxRetain(device)
+        _check(status, doing)
+        _check(driver.cuCtxSetCurrent(context)[0], doing)
+    _thread.attached = True
+
+
+def _find(index: int, source: str, name: str) -> Any:
+    """The function of a loaded kernel in the current context."""
+    driver = compiler.nvidia("bindings.driver")
+    module = _modules.get((index, source))
+    assert module is not None, f"kernels of {source}.cu are not loaded into card {index}: ask runtime.usable first"
+    status, function = driver.cuKernelGetFunction(module.get_kernel(name).handle)
+    _check(status, f"looking up the GPU kernel {source}.{name}")
+    _functions[index, source, name] = function
+    return function
+
+
+def _packed(source: str, name: str, arguments: Sequence[Argument]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Values and C types of a kernel's arguments, as cuda.bindings takes them."""
+    values: list[Any] = []
+    types: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            values.append(argument.data_ptr())
+            types.append(ctypes.c_void_p)
+        elif argument is None:
+            values.append(0)
+            types.append(ctypes.c_void_p)
+        elif isinstance(argument, float):
+            values.append(argument)
+            types.append(ctypes.c_float)
+        else:
+            if not -INT_MAX <= argument <= INT_MAX:  # ctypes would wrap it silently
+                raise ValueError(f"{source}.{name} takes 32-bit integers, got {argument}; split the work")
+            values.append(int(argument))
+            types.append(ctypes.c_int)
+    return tuple(values), tuple(types)
+
+
+def _check(status: Any, doing: str) -> None:
+    """Raises the error of ours that fits a driver's status."""
+    driver = compiler.nvidia("bindings.driver")
+    if status == driver.CUresult.CUDA_SUCCESS:
+        return
+    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        advice = "add --resume with fewer --max-splats or --downscale, or close what else uses the card"
+        raise ResourceError(f"the GPU's memory is full ({doing}); {advice}")
+    meaning = driver.cuGetErrorString(status)[1]
+    words = meaning.decode() if meaning else "the driver does not say what that means"
+    advice = "an error of an earlier kernel may show here: run again with CUDA_LAUNCH_BLOCKING=1 and report which one"
+    raise MaquetteError(f"{doing} failed with {status.name}: {words}; {advice}, or add MAQUETTE_BACKEND=reference")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
