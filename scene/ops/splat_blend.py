@@ -11,10 +11,11 @@ Sources: 3D Gaussian Splatting (2023), eq. 2 and 3; shared specification of the 
 
 For callers that need no autograd (scene/ops/splat_step.py), the compiled object can be used directly. It owns its
 workspaces and grows them; calls after the first of a kind allocate nothing and release the GIL. All arrays are
-contiguous float32 on the CPU, V = rows of means2d; arguments marked ? may be None. Every element of every output that
-is given is written. `bins` must come from the same splats; one SplatBlend serves one forward and its backwards:
+contiguous float32 on one device, V = rows of means2d; arguments marked ? may be None. Every element of every output
+that is given is written. `bins` must come from the same splats and device; one SplatBlend serves one forward and its
+backwards:
 
-    state = native.cpu().SplatBlend()
+    state = native.kernels(device).SplatBlend()
     state.forward(bins, means2d [V,2], conics [V,3], opacities [V], colors [V,3], depths [V]?, normals [V,3]?,
                   background [3]?, rgb [H,W,3], alpha [H,W], depth [H,W]?, normal [H,W,3]?, median_depth [H,W]?)
                   # geometry: give depths, normals, depth, normal, median_depth, all or none
@@ -160,14 +161,18 @@ def _sum_absolute_gradient(offsets: Tensor, total: Tensor, listed: Tensor) -> No
 
 
 class _Lease:
-    """A native state for as long as a graph needs it; then its workspaces serve the next call."""
+    """A native state for as long as a graph needs it; then its workspaces serve the next call of the same kind."""
 
-    _idle: ClassVar[dict[torch.dtype, list[Any]]] = {torch.float32: [], torch.float64: []}
+    _idle: ClassVar[dict[tuple[torch.device, torch.dtype, str], list[Any]]] = {}
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.idle = self._idle[dtype]
-        make = native.cpu().SplatBlend if dtype == torch.float32 else native.cpu().SplatBlendDouble
-        self.state = self.idle.pop() if self.idle else make()
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.idle = self._idle.setdefault((device, dtype, native.backend(device, dtype)), [])
+        self.state = self.idle.pop() if self.idle else self._make(device, dtype)
+
+    @staticmethod
+    def _make(device: torch.device, dtype: torch.dtype) -> Any:
+        kernels = native.kernels(device)
+        return kernels.SplatBlend() if dtype == torch.float32 else kernels.SplatBlendDouble()
 
     def __del__(self) -> None:
         if len(self.idle) < 4:  # more graphs alive at once than that are rare: let their memory go
@@ -184,7 +189,7 @@ class _Blend(torch.autograd.Function):
             depth, normal, median = torch.empty_like(alpha), torch.empty_like(rgb), torch.empty_like(alpha)
             ctx.mark_non_differentiable(median)
         inputs = (means2d, conics, opacities, colors, depths, normals, background)
-        ctx.lease = _Lease(means2d.dtype)
+        ctx.lease = _Lease(means2d.device, means2d.dtype)
         detached = [None if tensor is None else tensor.detach() for tensor in inputs]
         ctx.lease.state.forward(bins.handle, *detached, rgb, alpha, depth, normal, median)
         ctx.bins, ctx.absgrad = bins, absgrad
