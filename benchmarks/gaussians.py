@@ -80,7 +80,7 @@ class Step:
         self.v_image = torch.empty(self.scene.camera.height, self.scene.camera.width, 3)
         self.exposure, self.v_exposure = torch.tensor([[1.0] * 3, [0.0] * 3]), torch.empty(2, 3)
 
-    def loss_and_grad(self, image: Tensor) -> float:
+    def loss_and_grad(self, image: Tensor) -> Tensor:
         loss, _ = photometric_loss_and_grad(
             image, self.scene.photo, exposure=self.exposure, v_image=self.v_image, v_exposure=self.v_exposure
         )
@@ -154,7 +154,7 @@ def equal_to_the_bit(scene: scenes.BenchmarkScene, counts: Sequence[int]) -> boo
             moments = step.step.adam
             results.append(
                 [
-                    torch.tensor(loss),
+                    loss,
                     step.v_exposure,
                     *gradients,
                     *step.step.gaussians.parameters().values(),

@@ -36,7 +36,7 @@ def ssim(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is not None and not bool((mask != 0).any()):
         return x.new_tensor(float("nan"))
     unlike, _ = photometric_loss_and_grad(x, y, mask, ssim_weight=1.0)
-    return x.new_tensor(1 - unlike)
+    return 1 - unlike
 
 
 @torch.no_grad()

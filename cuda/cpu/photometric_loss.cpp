@@ -1,11 +1,7 @@
 // (1 - w) L1 + w (1 - SSIM) of two pictures, with its gradient, in one pass over the rows.
 //
-// SSIM (Wang et al., 2004, eq. 13) with an 11-tap Gaussian window, sigma 1.5, zeros outside the picture as in 3DGS:
-//   S = A1 A2 / (B1 B2),  A1 = 2 mx my + C1,  A2 = 2 (E[xy] - mx my) + C2,
-//                         B1 = mx^2 + my^2 + C1,  B2 = E[x^2 + y^2] - mx^2 - my^2 + C2.
-// Only the sum of the two variances is needed, so four blurs serve instead of five. Backward, with the window
-// symmetric and D* = the derivative of S by a blurred quantity:
-//   dS/dx = blur(Dmx) + 2 x blur(Dxx) + y blur(Dxy),   three more blurs.
+// SSIM as in math/ssim.h, with an 11-tap Gaussian window, sigma 1.5, zeros outside the picture as in 3DGS: four blurs
+// of the pictures, then three of the derivatives.
 //
 // A band of rows is worked on from top to bottom: input row r is blurred along the row, statistics follow for row
 // r - 5, the gradient for row r - 10; only the last rows of each stage are kept. Channels stay interleaved: a step of
@@ -23,6 +19,7 @@
 
 #include "cpu/bindings.h"
 #include "cpu/parallel.h"
+#include "math/ssim.h"
 
 namespace nb = nanobind;
 
@@ -35,8 +32,6 @@ constexpr int kRing = 16;                            // kept rows: at least 2 kR
 constexpr int kPad = 3 * kRadius;                    // zeros on both sides of a row
 constexpr int kLanes = 48;                           // a multiple of the channels and of the widest vector
 static_assert(kRing >= 2 * kRadius + kRows && (kRing & (kRing - 1)) == 0, "the ring holds what a step reads");
-
-constexpr double kC1 = 0.01 * 0.01, kC2 = 0.03 * 0.03;  // for a range of 1
 
 template <typename T>
 struct Window {
@@ -269,21 +264,13 @@ class Band {
                            *__restrict bs = s_.blurred[2] + at, *__restrict bp = s_.blurred[3] + at;
         T *__restrict ssim = s_.first, *__restrict d_mean = s_.partial[0], *__restrict d_square = s_.partial[1],
                      *__restrict d_product = s_.partial[2];
-        const T c1 = T(kC1), c2 = T(kC2);
 #pragma GCC ivdep
         for (int i = 0; i < count_; ++i) {
-            const T mx = bx[i], mt = bt[i];
-            const T means = mx * mt, powers = mx * mx + mt * mt;
-            const T a1 = 2 * means + c1, a2 = 2 * (bp[i] - means) + c2;
-            const T b1 = powers + c1, b2 = bs[i] - powers + c2;
-            const T inverse = 1 / (b1 * b2);
-            const T s = a1 * a2 * inverse;
-            const T by_square = -s * b1 * inverse;  // - S / B2
-            const T by_product = 2 * a1 * inverse;
-            ssim[i] = s;
-            d_square[i] = by_square;
-            d_product[i] = by_product;
-            d_mean[i] = 2 * mt * a2 * inverse - 2 * mx * s * b2 * inverse - 2 * mx * by_square - mt * by_product;
+            const Similarity<T> here = maquette::similarity(bx[i], bt[i], bs[i], bp[i]);
+            ssim[i] = here.value;
+            d_mean[i] = here.by_mean;
+            d_square[i] = here.by_square;
+            d_product[i] = here.by_product;
         }
     }
 

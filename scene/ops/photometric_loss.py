@@ -36,7 +36,7 @@ def photometric_loss(
     Differentiable, once, in image and exposure; not in target.  Raises ValueError when shapes or dtypes do not fit.
     """
     mask = _checked(image, target, mask, exposure)
-    if native.has(image.device):
+    if native.has(image.device, image.dtype):
         return _PhotometricLoss.apply(image, target, mask, exposure, ssim_weight)  # type: ignore[return-value]
     return photometric_loss_reference(image, target, mask, ssim_weight=ssim_weight, exposure=exposure)
 
@@ -50,9 +50,10 @@ def photometric_loss_and_grad(
     exposure: Tensor | None = None,
     v_image: Tensor | None = None,
     v_exposure: Tensor | None = None,
-) -> tuple[float, Tensor]:
-    """The same loss as a number, and its gradient by `image`, without autograd: for training loops.
+) -> tuple[Tensor, Tensor]:
+    """The same loss, and its gradient by `image`, without autograd: for training loops.
 
+    Returns the loss, a 0-dim tensor on the image's device (reading it waits for the device), and v_image.
     Arguments as for `photometric_loss`.  v_image, v_exposure: buffers like image and exposure that the gradients are
     written into (v_image is made when it is None; v_exposure must come with exposure): nothing is allocated then.
     """
@@ -64,7 +65,7 @@ def photometric_loss_and_grad(
             raise ValueError(f"{name} must be contiguous {tuple(like.shape)} {like.dtype} that needs no gradient")
     with torch.no_grad():
         v_image = torch.empty_like(image, memory_format=torch.contiguous_format) if v_image is None else v_image
-        if native.has(image.device):
+        if native.has(image.device, image.dtype):
             return _native(image, target, mask, exposure, ssim_weight, v_image, v_exposure), v_image
     return _reference_and_grad(image, target, mask, exposure, ssim_weight, v_image, v_exposure), v_image
 
@@ -141,7 +142,7 @@ class _PhotometricLoss(torch.autograd.Function):
         v_exposure = None if exposure is None else torch.empty_like(exposure, memory_format=torch.contiguous_format)
         loss = _native(image, target, mask, exposure, ssim_weight, v_image, v_exposure)
         ctx.save_for_backward(v_image, v_exposure)
-        return image.new_tensor(loss)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -158,8 +159,8 @@ def _native(
     ssim_weight: float,
     v_image: Tensor,
     v_exposure: Tensor | None,
-) -> float:
-    return native.cpu().photometric_loss(
+) -> Tensor:
+    loss = native.kernels(image.device).photometric_loss(
         image.detach().contiguous(),
         target.detach().contiguous(),
         None if mask is None else mask.contiguous(),
@@ -168,6 +169,7 @@ def _native(
         v_image,
         v_exposure,
     )
+    return torch.as_tensor(loss, dtype=image.dtype)  # the CPU's is a number
 
 
 def _reference_and_grad(
@@ -178,7 +180,7 @@ def _reference_and_grad(
     ssim_weight: float,
     v_image: Tensor,
     v_exposure: Tensor | None,
-) -> float:
+) -> Tensor:
     with torch.enable_grad():
         x = image.detach().requires_grad_()
         e = None if exposure is None else exposure.detach().requires_grad_()
@@ -187,7 +189,7 @@ def _reference_and_grad(
     v_image.copy_(gradients[0])
     if v_exposure is not None:
         v_exposure.copy_(gradients[1])
-    return float(loss.detach())
+    return loss.detach()
 
 
 def _is_buffer_for(buffer: Tensor, like: Tensor) -> bool:
@@ -207,6 +209,9 @@ def _checked(image: Tensor, target: Tensor, mask: Tensor | None, exposure: Tenso
         raise ValueError(
             f"exposure must be [2, 3] {image.dtype} (gain, offset), got {tuple(exposure.shape)} {exposure.dtype}"
         )
+    for name, other in (("target", target), ("mask", mask), ("exposure", exposure)):
+        if other is not None and other.device != image.device:
+            raise ValueError(f"{name} must be on the image's device {image.device}, got {other.device}; move it there")
     if mask is None:
         return None
     if mask.shape != image.shape[:2] or mask.dtype not in (torch.bool, torch.uint8):

@@ -117,7 +117,7 @@ def test_float32_kernel_agrees_with_the_float64_twin(
         v_exposure=v_exposure,
     )
     # float32 moments lose up to 1e-7 against C2 = 9e-4, so 1e-4 of a gradient in the worst flat pixel
-    assert loss == pytest.approx(float(wanted.detach()), abs=1e-6)
+    assert float(loss) == pytest.approx(float(wanted.detach()), abs=1e-6)
     torch.testing.assert_close(v_image.double(), gradients[0], rtol=1e-4, atol=1e-4 / x.numel())
     if v_exposure is not None:
         torch.testing.assert_close(v_exposure.double(), gradients[1], rtol=1e-5, atol=1e-6)
@@ -232,7 +232,7 @@ def test_autograd_and_plain_call_agree() -> None:
     value, v_image = photometric_loss_and_grad(x, y, exposure=exposure.detach(), v_exposure=v_exposure)
     loss = photometric_loss(x.requires_grad_(), y, exposure=exposure)
     (2 * loss).backward()
-    assert float(loss.detach()) == pytest.approx(value, rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(float(value), rel=1e-6)
     assert x.grad is not None and exposure.grad is not None
     torch.testing.assert_close(x.grad, 2 * v_image, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(exposure.grad, 2 * v_exposure, rtol=1e-5, atol=1e-8)
