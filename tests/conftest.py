@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,11 +31,25 @@ def real_data() -> Path:
 
 @pytest.fixture
 def host_gpu() -> Callable[..., AbstractContextManager[None]]:
-    """`with host_gpu(schedule="random", seed=1):` ops take the GPU path, kernels run on the CPU (tests/shim)."""
+    """`with host_gpu(schedule="random", seed=1):` ops take the GPU path, kernels run on the CPU (tests/shim).
+
+    Within it torch.empty gives NaN and the largest integers, so that no result may rest on memory never written.
+    """
     from scene.ops.gpu.launch import on_host
     from tests.shim.launcher import HostLauncher, why_not
 
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-    return lambda **settings: on_host(HostLauncher(**settings))
+
+    @contextmanager
+    def in_force(**settings: Any) -> Iterator[None]:
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)  # its fill_uninitialized_memory is what is wanted
+        try:
+            with on_host(HostLauncher(**settings)):
+                yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+    return in_force
