@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from scene.errors import Interrupted, MaquetteError, ResourceError, did_you_mean
+from scene.errors import Interrupted, MaquetteError, ResourceError, did_you_mean, is_out_of_memory
 
 COMMANDS = {
     "recon": ("apps.pipeline", "photos, a video or posed images -> 3D scene, mesh, film and report"),
@@ -99,7 +99,7 @@ def as_user_error(error: BaseException) -> MaquetteError | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped at once")
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or _allocation_failed(error):
+    if is_out_of_memory(error):
         advice = "close other programs or use --downscale, fewer --max-splats or --preset draft"
         return ResourceError(f"out of memory; what was saved can be resumed with --resume; {advice}")
     if isinstance(error, OSError):
@@ -109,12 +109,6 @@ def as_user_error(error: BaseException) -> MaquetteError | None:
         known = disk_error(error, path, "write")
         return known if isinstance(known, ResourceError) else None
     return None
-
-
-def _allocation_failed(error: BaseException) -> bool:
-    """torch reports a failed allocation on the CPU as a plain RuntimeError."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
 
 
 def write_error_log(error: BaseException) -> str:

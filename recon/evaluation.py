@@ -41,8 +41,9 @@ def evaluate(
 ) -> Iterator[ViewScore]:
     """Judges the held-out views of a capture one after the other.
 
-    render: (camera, background [3]) -> picture [H, W, 3].  exposure: judge after `cross_fitted`, for photos whose
-    exposure is not known.  Pictures with alpha are compared on white (NeRF's convention), others as they are.
+    render: (camera, background [3]) -> picture [H, W, 3]; it is judged on its device.  exposure: judge after
+    `cross_fitted`, for photos whose exposure is not known.  Pictures with alpha are compared on white (NeRF's
+    convention), others as they are.
     """
     for index in capture.test if indices is None else indices:
         view = capture.views[index]
@@ -55,6 +56,7 @@ def evaluate(
             truth = truth * share + background * (1 - share)
         with torch.no_grad():
             plain = render(view.camera, background).clamp(0, 1)
+        truth = truth.to(plain.device)
         shown = cross_fitted(plain, truth) if exposure else plain
         yield ViewScore(
             index,

@@ -26,8 +26,11 @@ class Exposures:
     values: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    counts: Tensor  # [V] int64, updates so far
+    counts: Tensor  # [V] int64, updates so far, on the CPU
     trained: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self._rows = torch.tensor(self.trained, dtype=torch.int64, device=self.values.device)
 
     @staticmethod
     def identity(views: int, trained: tuple[int, ...]) -> Exposures:
@@ -39,6 +42,11 @@ class Exposures:
     def from_tensors(tensors: dict[str, Tensor], trained: tuple[int, ...]) -> Exposures:
         """What `tensors` returned."""
         return Exposures(**tensors, trained=trained)
+
+    def to(self, device: torch.device) -> Exposures:
+        """The same with values and moments on `device`, where the gradients come from."""
+        values, exp_avg, exp_avg_sq = (value.to(device) for value in (self.values, self.exp_avg, self.exp_avg_sq))
+        return Exposures(values, exp_avg, exp_avg_sq, self.counts, self.trained)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name, for a checkpoint."""
@@ -58,7 +66,7 @@ class Exposures:
         """One Adam step from the gradient [2, 3] by what `of` gave; progress: 0 to 1, for the falling rate."""
         gradient = torch.stack([v_exposure[0] * self.values[view, 0].exp(), v_exposure[1]])
         self.counts[view] += 1
-        count = int(self.counts[view])
+        count = int(self.counts[view])  # on the CPU always: nobody waits for it
         average, square = self.exp_avg[view], self.exp_avg_sq[view]
         average.lerp_(gradient, 1 - BETAS[0])
         square.lerp_(gradient**2, 1 - BETAS[1])
@@ -66,8 +74,7 @@ class Exposures:
         rate = start * (end / start) ** progress
         correction = (1 - BETAS[0] ** count, 1 - BETAS[1] ** count)
         self.values[view] -= rate * (average / correction[0]) / ((square / correction[1]).sqrt() + EPS)
-        trained = list(self.trained)
-        self.values[trained] -= self.values[trained].mean(0)
+        self.values[self._rows] -= self.values[self._rows].mean(0)
 
 
 def fit_exposure(render: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +99,8 @@ def cross_fitted(render: Tensor, truth: Tensor, cells: int = 8, mask: Tensor | N
     fits one half and judges the other: a tree in one half spoils the fit of both.)
     """
     height, width = render.shape[:2]
-    rows, columns = torch.arange(height) * cells // height, torch.arange(width) * cells // width
+    rows = torch.arange(height, device=render.device) * cells // height
+    columns = torch.arange(width, device=render.device) * cells // width
     black = (rows[:, None] + columns) % 2 == 0
     fitted = render.clone()
     known = torch.ones_like(black) if mask is None else mask

@@ -23,12 +23,15 @@ from data.captures import Capture, PointCloud
 from recon.evaluation import evaluate
 from recon.exposure import Exposures
 from recon.initial_points import initial_points, scene_extent
+from recon.photo_cache import PhotoCache
 from scene.cameras import Camera
 from scene.densify import Edit, add_position_noise, gradient_refine, mcmc_refine, reset_opacities
-from scene.errors import InputError, Interrupted
+from scene.errors import InputError, Interrupted, ResourceError, is_out_of_memory
 from scene.gaussians import Gaussians
+from scene.ops import native
 from scene.ops.composite import composite
 from scene.ops.photometric_loss import photometric_loss_and_grad
+from scene.ops.position_noise import scatter_means
 from scene.ops.splat_step import AdamState, Rates, SplatStep
 from scene.rasterize import RasterSettings, render
 from scene.runs import StepReport
@@ -107,6 +110,8 @@ NEAR = 0.01  # near plane, in units of the scene's extent
 COARSE_SHARE, COARSE_STEPS = 0.1, 500  # each coarse size gets this share of the run, at most so many steps
 GROW_FROM, GROW_TO, REFINE_TO = 0.03, 0.5, 0.85  # when the count grows and when dead splats are still moved
 SH_STEPS = (0.1, 0.2, 0.3)  # progress at which degree 1, 2 and 3 join
+LEFT_SHARE = 0.75  # of the splats, after a step that found no memory
+LEAST_SHARE = 0.125  # of the cap asked for; with less the scene would be another one
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class _Trainer:
     """The state of one training run; `train` drives it."""
 
     capture: Capture
+    photos: PhotoCache
     config: Config
     step: SplatStep
     exposures: Exposures | None
@@ -129,12 +135,13 @@ class _Trainer:
     extent: float
     queue: Tensor  # views still to come in this epoch
     first_count: int
+    cap: int  # on the count of splats
     done: int = 0
     seconds: float = 0.0
     refined: tuple[int, float] = (0, 0.0)  # step and progress of the last refinement
     watched: int = 0
     psnr: float | None = None
-    loss: float = math.nan
+    loss: Tensor | float = math.nan  # on the device; reading it waits for the step, so only reports do
     _v_image: Tensor | None = None
 
     def v_image_like(self, image: Tensor) -> Tensor:
@@ -148,25 +155,32 @@ def train(
     capture: Capture,
     config: Config,
     *,
+    device: torch.device | str = "cpu",
     max_seconds: float | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     save: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    decide: Callable[[str], None] = lambda sentence: None,
     resume: Checkpoint | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Gaussians:
-    """Trains Gaussians on `capture.train`.
+    """Trains Gaussians on `capture.train`; they come back on `device`, where all the work is done.
 
     max_seconds: wall time for the training; the schedule is stretched over it when it ends before the steps do.
     save: called with a checkpoint from time to time and when stopped.  resume: continues from such a checkpoint; on
-    the CPU backend and without a time limit the outcome equals the unbroken run's bit for bit.
-    Raises InputError when the capture has no cameras, Interrupted when `stop()` says so (after saving).
+    the CPU backend and without a time limit the outcome equals the unbroken run's bit for bit.  decide: told, in a
+    sentence, when memory runs out and training goes on with fewer splats.
+    Raises InputError when the capture has no cameras, Interrupted when `stop()` says so, ResourceError when there is
+    too little memory for even an eighth of the splats (both after saving).
     """
     began = time.monotonic()
-    trainer = _restored(capture, config, resume) if resume else _fresh(capture, config)
+    device = torch.device(device)
+    trainer = _restored(capture, config, resume, device) if resume else _fresh(capture, config, device)
     began -= trainer.seconds
     last_save = last_report = time.monotonic()
     while (p := _progress(trainer, max_seconds)) < 1:
-        _one_step(trainer, p)
+        if not _had_memory(trainer, p):
+            trainer = _made_smaller(trainer, save, decide)
+            continue
         trainer.done += 1
         now = time.monotonic()
         trainer.seconds = now - began
@@ -182,6 +196,53 @@ def train(
     save(_checkpoint(trainer))
     on_step(_report(trainer, max_seconds))
     return _seen_only(trainer)
+
+
+def _had_memory(trainer: _Trainer, p: float) -> bool:
+    """One step; False when memory ran out. What is done then waits until the error and all it holds are gone."""
+    try:
+        _one_step(trainer, p)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _made_smaller(trainer: _Trainer, save: Callable[[Checkpoint], None], decide: Callable[[str], None]) -> _Trainer:
+    """The same training with a lower cap, without its faintest splats and without photos on the device; saved before.
+
+    Raises ResourceError when too few splats would be left.
+    """
+    capture, config, device = trainer.capture, trainer.config, trainer.step.gaussians.means.device
+    count = len(trainer.step.gaussians)
+    whole = _checkpoint(trainer)
+    if trainer.done:
+        save(whole)
+    cap = int(LEFT_SHARE * count)
+    if cap < max(1, LEAST_SHARE * config.max_splats):
+        raise ResourceError(
+            f"out of memory on {device} with {count:,} splats; what was saved can be resumed with --resume; close "
+            "other programs, or start a new run with --downscale or fewer --max-splats"
+        )
+    trainer.photos.drop()
+    del trainer.step  # from here on the device has room
+    smaller = _unpacked(capture, config, _brightest(whole, cap), device)
+    smaller.photos.drop()
+    decide(f"Memory ran out on {device} with {count:,} splats; training goes on with at most {cap:,}.")
+    return smaller
+
+
+def _brightest(checkpoint: Checkpoint, cap: int) -> Checkpoint:
+    """A checkpoint with the `cap` most opaque of its splats, and statistics that start again."""
+    tensors = dict(checkpoint.tensors)
+    kept = tensors["gaussians.opacity_logits"].topk(cap).indices.sort().values
+    for name in tensors:
+        if name.startswith(("gaussians.", "exp_avg")):
+            tensors[name] = tensors[name][kept]
+    for name in ("score", "seen", "radius"):
+        tensors[name] = tensors[name].new_zeros(cap)
+    return Checkpoint(tensors, {**checkpoint.state, "cap": cap})
 
 
 def _seen_only(trainer: _Trainer) -> Gaussians:
@@ -203,10 +264,11 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     config, capture, step = trainer.config, trainer.capture, trainer.step
     level = _level(config, capture, trainer.done, p)
     index = _next_view(trainer, level)
-    photo, view = capture.photo(index, level), capture.views[index]
+    photo, view = trainer.photos.photo(index, level), capture.views[index]
     assert view.camera is not None
     camera = view.camera.resized(photo.rgb.shape[1], photo.rgb.shape[0])
     background = torch.rand(3, generator=trainer.generator) if photo.alpha is not None else torch.zeros(3)
+    background = background.to(photo.rgb.device, non_blocking=True)  # a blocking copy would wait for the step before
     target = photo.rgb if photo.alpha is None else composite(photo.rgb, photo.alpha, background)
 
     image = step.forward(
@@ -214,7 +276,7 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     )
     exposures = trainer.exposures
     exposure = exposures.of(index) if exposures else None
-    v_exposure = torch.empty(2, 3) if exposures else None
+    v_exposure = image.new_empty(2, 3) if exposures else None
     trainer.loss, v_image = photometric_loss_and_grad(
         image,
         target,
@@ -228,11 +290,19 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     step.backward(v_image, absgrad=config.densify == "absgrad")
     step.update(_rates(trainer, p))
     if config.densify == "mcmc" and p < REFINE_TO and trainer.done % NOISE_EVERY == 0:
-        strength = config.noise * _means_lr(trainer, p) * math.sqrt(NOISE_EVERY)
-        add_position_noise(step.gaussians, strength=strength, generator=trainer.generator)
+        _explore(trainer, config.noise * _means_lr(trainer, p) * math.sqrt(NOISE_EVERY))
     if _refine_is_due(trainer, p):
         _refine(trainer, p)
     _watch(trainer, p)
+
+
+def _explore(trainer: _Trainer, strength: float) -> None:
+    """MCMC's noise: from the generator on the CPU; on a GPU from counters, which need no list of what moves."""
+    gaussians = trainer.step.gaussians
+    if native.backend(gaussians.means.device) == "cuda":
+        scatter_means(gaussians, strength=strength, seed=trainer.config.seed, step=trainer.done)
+    else:
+        add_position_noise(gaussians, strength=strength, generator=trainer.generator)
 
 
 def _level(config: Config, capture: Capture, done: int, p: float) -> int:
@@ -271,7 +341,7 @@ def _next_view(trainer: _Trainer, level: int) -> int:
         order = torch.randperm(len(trainer.capture.train), generator=trainer.generator)
         trainer.queue = torch.tensor(trainer.capture.train)[order]
     index, trainer.queue = int(trainer.queue[0]), trainer.queue[1:]
-    trainer.capture.prefetch(trainer.queue[:4].tolist(), level)
+    trainer.photos.prefetch(trainer.queue[:4].tolist(), level)
     return index
 
 
@@ -310,8 +380,7 @@ def _mean_score(trainer: _Trainer) -> Tensor:
 def _wanted_count(trainer: _Trainer, p: float) -> int:
     """Count of splats on the way from the first to the cap: the same factor for the same share of the run."""
     share = min(1.0, (p - GROW_FROM) / (GROW_TO - GROW_FROM))
-    cap = max(trainer.config.max_splats, 1)
-    return max(1, round(trainer.first_count * (cap / trainer.first_count) ** share))
+    return max(1, min(trainer.cap, round(trainer.first_count * (trainer.cap / trainer.first_count) ** share)))
 
 
 def _absgrad_edit(trainer: _Trainer, p: float) -> Edit:
@@ -322,7 +391,7 @@ def _absgrad_edit(trainer: _Trainer, p: float) -> Edit:
         split_scale=0.01 * trainer.extent,
         max_scale=0.5 * trainer.extent,
         min_opacity=MIN_OPACITY,
-        cap=trainer.config.max_splats,
+        cap=trainer.cap,
         generator=trainer.generator,
     )
 
@@ -338,7 +407,7 @@ def _apply(step: SplatStep, edit: Edit) -> None:
     step.replace(edit.gaussians, moments)
 
 
-def _fresh(capture: Capture, config: Config) -> _Trainer:
+def _fresh(capture: Capture, config: Config, device: torch.device) -> _Trainer:
     """The state before the first step."""
     if not capture.train or any(capture.views[i].camera is None for i in capture.train):
         raise InputError("training needs photos with known cameras; estimate them first (maquette recon does)")
@@ -347,22 +416,24 @@ def _fresh(capture: Capture, config: Config) -> _Trainer:
     if len(points.xyz) > config.max_splats:
         chosen = torch.randperm(len(points.xyz), generator=generator)[: config.max_splats].sort().values
         points = PointCloud(points.xyz[chosen], points.rgb[chosen])
-    gaussians = Gaussians.from_points(points.xyz, points.rgb, sh_degree=config.sh_degree)
+    gaussians = Gaussians.from_points(points.xyz, points.rgb, sh_degree=config.sh_degree).to(device=device)
     exposed = learns_exposure(capture, config)
     return _Trainer(
         capture,
+        PhotoCache(capture, device),
         config,
         SplatStep(gaussians, AdamState.zeros(gaussians)),
-        Exposures.identity(len(capture.views), capture.train) if exposed else None,
+        Exposures.identity(len(capture.views), capture.train).to(device) if exposed else None,
         generator,
         scene_extent(capture),
         queue=torch.empty(0, dtype=torch.int64),
         first_count=len(gaussians),
+        cap=config.max_splats,
     )
 
 
 def _checkpoint(trainer: _Trainer) -> Checkpoint:
-    """The whole state as tensors and plain numbers; tensors are the live ones, to be written before going on."""
+    """The whole state as tensors on the CPU and plain numbers; they may be the live ones: write before going on."""
     step, statistics = trainer.step, trainer.step.statistics
     tensors = {
         "queue": trainer.queue,
@@ -385,11 +456,12 @@ def _checkpoint(trainer: _Trainer) -> Checkpoint:
         "refined_step": trainer.refined[0],
         "refined_progress": trainer.refined[1],
         "first_count": trainer.first_count,
+        "cap": trainer.cap,
         "watched": trainer.watched,
         "extent": trainer.extent,
-        "loss": trainer.loss,
+        "loss": float(trainer.loss),
     }
-    return Checkpoint(tensors, state)
+    return Checkpoint({name: value.cpu() for name, value in tensors.items()}, state)
 
 
 def learns_exposure(capture: Capture, config: Config) -> bool:
@@ -400,6 +472,7 @@ def learns_exposure(capture: Capture, config: Config) -> bool:
 
 def picture(gaussians: Gaussians, camera: Camera, background: Tensor, *, antialias: bool = False) -> Tensor:
     """The Gaussians as `camera` sees them over `background` [3]: [H, W, 3], for evaluation and previews."""
+    background = background.to(gaussians.means)
     return render(gaussians, camera, background=background, settings=RasterSettings(antialias=antialias)).rgb
 
 
@@ -423,7 +496,7 @@ def _watch(trainer: _Trainer, p: float) -> None:
     trainer.psnr = sum(scores) / len(scores) if scores else None
 
 
-def _restored(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trainer:
+def _restored(capture: Capture, config: Config, checkpoint: Checkpoint, device: torch.device) -> _Trainer:
     """The state that `_checkpoint` saved. Raises InputError when it does not fit this capture and config."""
     if checkpoint.state.get("steps") != config.steps:
         raise InputError(
@@ -431,21 +504,26 @@ def _restored(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trai
             "options"
         )
     try:
-        return _unpacked(capture, config, checkpoint)
+        return _unpacked(capture, config, checkpoint, device)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"the checkpoint does not hold a state of this method ({error}); start again in a new --out"
         ) from error
 
 
-def _unpacked(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trainer:
+def _unpacked(capture: Capture, config: Config, checkpoint: Checkpoint, device: torch.device) -> _Trainer:
     tensors, state = checkpoint.tensors, checkpoint.state
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    gaussians = Gaussians(**group("gaussians."))
-    step = SplatStep(gaussians, AdamState(group("exp_avg."), group("exp_avg_sq."), int(state["adam_steps"])))
+    def moved(prefix: str) -> dict[str, Tensor]:
+        return {name: value.to(device) for name, value in group(prefix).items()}
+
+    gaussians = Gaussians(**moved("gaussians."))
+    step = SplatStep(gaussians, AdamState(moved("exp_avg."), moved("exp_avg_sq."), int(state["adam_steps"])))
     step.statistics.score.copy_(tensors["score"])
     step.statistics.seen.copy_(tensors["seen"])
     step.statistics.radius.copy_(tensors["radius"])
@@ -454,13 +532,15 @@ def _unpacked(capture: Capture, config: Config, checkpoint: Checkpoint) -> _Trai
     exposures = group("exposures.")
     return _Trainer(
         capture,
+        PhotoCache(capture, device),
         config,
         step,
-        Exposures.from_tensors(exposures, capture.train) if exposures else None,
+        Exposures.from_tensors(exposures, capture.train).to(device) if exposures else None,
         generator,
         float(state["extent"]),
         queue=tensors["queue"],
         first_count=int(state["first_count"]),
+        cap=min(int(state.get("cap", config.max_splats)), config.max_splats),  # older checkpoints have none
         done=int(state["step"]),
         seconds=float(state["seconds"]),
         refined=(int(state["refined_step"]), float(state["refined_progress"])),
@@ -474,7 +554,7 @@ def _report(trainer: _Trainer, max_seconds: float | None) -> StepReport:
     return StepReport(
         step=trainer.done,
         steps=trainer.config.steps,
-        loss=trainer.loss,
+        loss=float(trainer.loss),
         psnr=trainer.psnr,
         splats=len(trainer.step.gaussians),
         eta_s=trainer.seconds * (1 - p) / p if p > 0 else None,

@@ -89,7 +89,7 @@ def mcmc_refine(
         return Edit(gaussians, unchanged, torch.zeros_like(dead))
     weights = opacities if score is None else score
     chance = weights[live_rows].double().clamp_min(1e-12)
-    drawn = live_rows[torch.multinomial(chance, len(dead_rows) + added, replacement=True, generator=generator)]
+    drawn = live_rows[_draw(chance, len(dead_rows) + added, generator)]
     copies = 1 + torch.bincount(drawn, minlength=count)
     shared = copies > 1
     new_opacities, new_scales = share_opacity(opacities[shared], gaussians.scales[shared], copies[shared])
@@ -102,6 +102,29 @@ def mcmc_refine(
     source = torch.cat([source, drawn[len(dead_rows) :]])
     changed = replace(gaussians, opacity_logits=opacity_logits, log_scales=log_scales)
     return Edit(changed.select(source), source, shared[source])
+
+
+def _draw(chance: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """[count] int64: indices drawn with replacement, with probability proportional to `chance` [M] > 0, float64."""
+    if chance.device == generator.device:
+        return torch.multinomial(chance, count, replacement=True, generator=generator)
+    return draw_by_shares(chance, torch.rand(count, generator=generator, dtype=torch.float64).to(chance.device))
+
+
+def draw_by_shares(chance: Tensor, uniform: Tensor) -> Tensor:
+    """[K] int64: for each of `uniform` [K] in [0, 1) the index whose share of the sum of `chance` [M] > 0 it falls in.
+
+    The sums are of whole numbers, 2^31 to the largest chance: on a GPU a scan of floats differs from run to run.
+    """
+    shares = (chance.double() / chance.max() * 2**31).round().clamp_min(1).long()
+    ends = shares.cumsum(0)
+    place = (uniform.double() * ends[-1]).long().clamp_max(ends[-1] - 1)
+    return torch.searchsorted(ends, place, right=True)
+
+
+def _randn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal deviates, drawn where the generator lives, with the dtype and on the device of `like`."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
 
 
 def add_position_noise(
@@ -120,7 +143,7 @@ def add_position_noise(
     if len(rows) == 0:
         return
     weight = torch.sigmoid(100 * (0.005 - opacities[rows]))
-    noise = torch.randn(len(rows), 3, generator=generator, dtype=weight.dtype) * (weight * strength)[:, None]
+    noise = _randn((len(rows), 3), weight, generator) * (weight * strength)[:, None]
     rotation = quats_to_matrices(gaussians.quats[rows])
     variance = gaussians.scales[rows] ** 2
     shaped = torch.einsum("nij,nj,nkj,nk->ni", rotation, variance, rotation, noise)
@@ -163,7 +186,7 @@ def gradient_refine(
     moved = gaussians.select(source)
     halved = split[source].nonzero()[:, 0]
     if len(halved):
-        offsets = torch.randn(len(halved), 3, generator=generator, dtype=moved.means.dtype) * moved.scales[halved]
+        offsets = _randn((len(halved), 3), moved.means, generator) * moved.scales[halved]
         moved.means[halved] += (quats_to_matrices(moved.quats[halved]) @ offsets[..., None])[..., 0]
         moved.log_scales[halved] -= math.log(1.6)
     return Edit(moved, source, fresh)

@@ -37,6 +37,15 @@ class Interrupted(MaquetteError):
     exit_code = 130
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, here or on a device. torch says so by its own class, or by a plain RuntimeError."""
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return True
+    text = str(error).lower()
+    phrases = ("out of memory", "out_of_memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in phrases)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: which of the known ones it may be a slip of, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scene.gaussians import Gaussians
 from scene.ops import native
+from scene.ops.gpu.position_noise import add_position_noise
 from scene.ops.splat_project import quats_to_matrices
 
 FAINT = 0.07  # opacity; the paper's sigmoid is below 2e-3 from here on
@@ -31,7 +32,7 @@ def scatter_means(gaussians: Gaussians, *, strength: float, seed: int, step: int
     means = gaussians.means
     if native.backend(means.device, means.dtype) == "cuda":
         shape = (gaussians.quats, gaussians.log_scales, gaussians.opacity_logits)
-        native.kernels(means.device).add_position_noise(means, *shape, strength, seed, step)
+        add_position_noise(means, *shape, strength, seed, step)
         return
     scatter_means_reference(gaussians, strength=strength, seed=seed, step=step)
 
@@ -57,7 +58,7 @@ def normal3(count: int, *, seed: int, step: int, device: torch.device) -> Tensor
 
 
 def philox(count: int, *, seed: int, step: int, device: torch.device) -> Tensor:
-    """[count, 4] int64, each one 32-bit word: Philox 4x32-10 (Salmon et al., 2011) of the counters (row, step, 0, 0)."""
+    """[count, 4] int64 of one 32-bit word each: Philox 4x32-10 (Salmon et al., 2011) of counter (row, step, 0, 0)."""
     x = torch.arange(count, device=device)
     y, z, w = torch.full_like(x, step), torch.zeros_like(x), torch.zeros_like(x)
     key0, key1 = seed & WORD, seed >> 32 & WORD
