@@ -45,7 +45,7 @@ class Bins:
         if self.handle is None:
             assert self.tensors is not None
             return self.tensors
-        order, offsets, splats, masks = (torch.from_numpy(part) for part in self.handle.lists())
+        order, offsets, splats, masks = (torch.as_tensor(part) for part in self.handle.lists())
         return order, offsets, splats, masks
 
 
@@ -65,9 +65,9 @@ def bin_splats(projected: Projected, width: int, height: int) -> Bins:
     """
     check_splats(projected, width, height)
     fields = (projected.means2d, projected.conics, projected.opacities, projected.depths, projected.extents)
-    if not native.has(projected.means2d.device):
+    if not native.has(projected.means2d.device, projected.means2d.dtype):
         return bin_splats_reference(projected, width, height)
-    handle = native.cpu().SplatBins()
+    handle = native.kernels(projected.means2d.device).SplatBins()
     handle.build(*(field.detach().to(torch.float32).contiguous() for field in fields), width, height)
     return Bins(width, height, projected.means2d.shape[0], handle, None)
 
@@ -102,7 +102,7 @@ def bin_splats_reference(projected: Projected, width: int, height: int) -> Bins:
     pairs = (in_row.T[:, None, :] & in_column.T[None, :, :]).nonzero()
     masks = torch.cat(
         [
-            _block_masks(part, means2d, conics, opacities, width, height)
+            block_masks(part, means2d, conics, opacities, width, height)
             for part in pairs.split(4096)  # 4096 pairs x 256 pixels: a few megabytes
         ]
         or [pairs.new_zeros(0)]
@@ -119,7 +119,7 @@ def _overlaps(centre: Tensor, half: Tensor, tiles: Tensor) -> Tensor:
     return (centre[:, None] + half[:, None] >= tiles * TILE) & (centre[:, None] - half[:, None] <= (tiles + 1) * TILE)
 
 
-def _block_masks(pairs: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
+def block_masks(pairs: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
     """[P] int64, bit 4 * row + column set where a pixel centre of that block has alpha >= 1/255."""
     within = torch.arange(TILE, device=pairs.device)
     y = (pairs[:, 0, None] * TILE + within)[:, :, None]  # [P, 16, 1] pixel rows
