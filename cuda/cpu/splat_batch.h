@@ -4,8 +4,7 @@
 #include <cstdint>
 
 #include "cpu/lanes.h"
-#include "math/sh.h"
-#include "math/splat_project.h"
+#include "math/splat_shade.h"
 
 namespace maquette {
 
@@ -103,31 +102,6 @@ MQ_INLINE void gather_coefficients(const SplatArrays<T>& arrays, const std::int3
         gather_rows<3 * (sh_count(Degree) - 1)>(arrays.sh_rest, 3 * arrays.rest, rows, out.values[1]);
 }
 
-// The direction from which a splat is seen, and the basis functions there.
-template <int Degree, typename L>
-struct Sight {
-    Vec3<L> from_camera, direction;
-    L inverse_distance;
-    L basis[sh_count(Degree)];
-
-    MQ_INLINE Sight(const View<L>& view, const Vec3<L>& mean) {
-        from_camera = mean - view.center;
-        inverse_distance = L(1) / sqrt(dot(from_camera, from_camera));
-        direction = inverse_distance * from_camera;
-        sh_basis<Degree>(direction, basis);
-    }
-
-    MQ_INLINE Vec3<L> color(const Coefficients<Degree, L>& sh) const {
-        Vec3<L> sum = {L(0.5), L(0.5), L(0.5)};
-        for (int k = 0; k < sh_count(Degree); ++k) {
-            sum.x += basis[k] * sh.values[k][0];
-            sum.y += basis[k] * sh.values[k][1];
-            sum.z += basis[k] * sh.values[k][2];
-        }
-        return sum;
-    }
-};
-
 // Gradients of one batch. That of coefficient k, channel c is basis[k] * color[c].
 template <int Degree, typename L>
 struct BatchGradient {
@@ -178,16 +152,9 @@ MQ_INLINE void backward_batch(const View<L>& view, const Splat<L>& splat, const 
     const SplatGradient<L> g = project_splat_backward(view, splat, projection, v_out, v_axes, antialias);
 
     // Colour: through the clamp at zero, to the coefficients and to the direction.
-    out.color = {select(color[0] > zero, v_color[0], zero), select(color[1] > zero, v_color[1], zero),
-                 select(color[2] > zero, v_color[2], zero)};
-    L v_basis[sh_count(Degree)];
-    for (int k = 0; k < sh_count(Degree); ++k) {
-        out.basis[k] = sight.basis[k];
-        v_basis[k] =
-            sh.values[k][0] * out.color.x + sh.values[k][1] * out.color.y + sh.values[k][2] * out.color.z;
-    }
-    const Vec3<L> v_direction = sh_basis_backward<Degree>(sight.direction, v_basis);
-    const Vec3<L> v_mean = normalize_backward(sight.direction, sight.inverse_distance, v_direction);
+    out.color = clamp_backward(Vec3<L>{color[0], color[1], color[2]}, Vec3<L>{v_color[0], v_color[1], v_color[2]});
+    for (int k = 0; k < sh_count(Degree); ++k) out.basis[k] = sight.basis[k];
+    const Vec3<L> v_mean = sight_backward(sight, sh.values, out.color);
     out.splat = g.splat;
     out.splat.mean = g.splat.mean + v_mean;
     out.splat.opacity_logit += L(pull.opacity) * projection.sigmoid * (L(1) - projection.sigmoid);

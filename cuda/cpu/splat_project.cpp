@@ -21,13 +21,6 @@ void fill_rows(std::int64_t first, std::int64_t end, std::int32_t* rows) {
     for (int lane = 0; lane < L::count; ++lane) rows[lane] = std::int32_t(first + lane < end ? first + lane : end - 1);
 }
 
-template <typename L>
-MQ_INLINE typename L::Mask finite(const L* values, int count) {
-    L sum(0);
-    for (int i = 0; i < count; ++i) sum += values[i] * L(0);  // 0, or NaN from NaN and Inf
-    return sum == L(0);
-}
-
 // Ellipses of the splats [begin, end): writes those that touch the image from row `begin` on, returns how many.
 // harmonics: numbers of sh_rest that will be read for each of them.
 template <typename T>
@@ -39,18 +32,11 @@ std::int64_t project_piece(const SplatArrays<T>& splats, const View<Batch<T>>& v
     for (std::int64_t first = begin; first < end; first += L::count) {
         fill_rows<L>(first, end, rows);
         const Splat<L> s = gather_splats<L>(splats, rows);
-        const L stored[11] = {s.mean.x, s.mean.y, s.mean.z, s.quat.w, s.quat.x, s.quat.y, s.quat.z,
-                              s.log_scales.x, s.log_scales.y, s.log_scales.z, s.opacity_logit};
         const Projection<L> p = project_splat(view, s, antialias);
-        const L reach = reach_of(p.out.opacity), blur(kBlur), half(0.5);
-        const L extent_x = reach * sqrt(p.plain_xx + blur), extent_y = reach * sqrt(p.plain_yy + blur);
-        const L fields[10] = {p.out.mean_x, p.out.mean_y, p.out.conic_xx, p.out.conic_xy, p.out.conic_yy,
-                              p.out.opacity, p.out.depth, extent_x, extent_y, p.det_plain};
-        const auto drawn = finite(stored, 11) & finite(fields, 10) & (p.out.depth > view.near) &
-                           (squared_length(s.quat) > L(kLeastSquaredQuat)) & (p.out.opacity >= L(kAlphaMin));
-        const auto seen = drawn & (p.out.mean_x + extent_x >= half) & (p.out.mean_y + extent_y >= half) &
-                          (p.out.mean_x - extent_x <= view.width - half) &
-                          (p.out.mean_y - extent_y <= view.height - half);  // covers the centre of a pixel
+        const Extent<L> extent = extent_of(p);
+        const auto seen = is_seen(view, s, p, extent);
+        const L fields[9] = {p.out.mean_x, p.out.mean_y, p.out.conic_xx, p.out.conic_xy, p.out.conic_yy,
+                             p.out.opacity, p.out.depth, extent.x, extent.y};
         alignas(kVectorBytes) T lanes[9][L::count];
         for (int i = 0; i < 9; ++i) fields[i].store(lanes[i]);
         const int valid = int(end - first < L::count ? end - first : L::count);
@@ -104,7 +90,7 @@ std::int64_t shade_piece(const SplatArrays<T>& splats, const View<Batch<T>>& vie
         Coefficients<Degree, L> sh;
         gather_coefficients<Degree>(splats, rows, sh);
         const Sight<Degree, L> sight(view, s.mean);
-        const Vec3<L> raw = sight.color(sh);
+        const Vec3<L> raw = sight.color(sh.values);
         const L zero(0), channels[3] = {raw.x, raw.y, raw.z};
         const L clamped[3] = {maximum(raw.x, zero), maximum(raw.y, zero), maximum(raw.z, zero)};
         scatter_rows<3>(out.colors, 3, places, valid, clamped);

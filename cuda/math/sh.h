@@ -11,7 +11,7 @@ constexpr double kSh2[5] = {1.0925484305920792, -1.0925484305920792, 0.315391565
 constexpr double kSh3[7] = {-0.5900435899266435, 2.890611442640554, -0.4570457994644658, 0.3731763325901154,
                             -0.4570457994644658, 1.445305721320277, -0.5900435899266435};
 
-constexpr int sh_count(int degree) { return (degree + 1) * (degree + 1); }
+MQ_HD constexpr int sh_count(int degree) { return (degree + 1) * (degree + 1); }
 
 // Fills b[0 .. (Degree + 1)^2) for a unit direction.
 template <int Degree, typename S>

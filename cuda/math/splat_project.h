@@ -24,17 +24,17 @@ struct View {
     S tan_x_min, tan_x_max, tan_y_min, tan_y_max;
     S near;
 
-    // viewmat: 16 numbers by rows.
-    template <typename T>
-    static MQ_HD View make(const T* m, double fx, double fy, double cx, double cy, int width, int height,
-                           double near) {
+    // viewmat: 16 numbers by rows. Number: double on the host; float on a GPU, where a double costs 64 times as much.
+    template <typename T, typename Number>
+    static MQ_HD View make(const T* m, Number fx, Number fy, Number cx, Number cy, int width, int height,
+                           Number near) {
         View view;
         view.rotation = {{S(m[0]), S(m[1]), S(m[2])}, {S(m[4]), S(m[5]), S(m[6])}, {S(m[8]), S(m[9]), S(m[10])}};
         view.translation = {S(m[3]), S(m[7]), S(m[11])};
         view.center = S(-1) * (transpose(view.rotation) * view.translation);
         view.fx = S(fx), view.fy = S(fy), view.cx = S(cx), view.cy = S(cy);
         view.width = S(width), view.height = S(height);
-        const double margin_x = kFrustumMargin * 0.5 * width / fx, margin_y = kFrustumMargin * 0.5 * height / fy;
+        const Number margin(kFrustumMargin * 0.5), margin_x = margin * width / fx, margin_y = margin * height / fy;
         view.tan_x_min = S(-cx / fx - margin_x), view.tan_x_max = S((width - cx) / fx + margin_x);
         view.tan_y_min = S(-cy / fy - margin_y), view.tan_y_max = S((height - cy) / fy + margin_y);
         view.near = S(near);

@@ -31,14 +31,15 @@ def adam_visible(
     param, exp_avg, exp_avg_sq: [N, ...] contiguous, float32 or float64.  visible: [V] int32, strictly ascending rows,
     or None for all.  grad: compact [V, ...], or dense [N, ...] of which the visible rows are read (V = N: the two are
     the same).  step: counts from 1.  lr: in units of the parameter.
-    Raises ValueError when shapes, dtypes or ids do not fit.
+    Raises ValueError when shapes, dtypes or ids do not fit; on a GPU, where looking at ids would wait for the card,
+    those that do not fit are skipped instead.
     """
     _check(param, grad, visible, exp_avg, exp_avg_sq, step)
-    if not native.has(param.device):
+    if not native.has(param.device, param.dtype):
         adam_visible_reference(param, grad, visible, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps)
         return
     rows = (len(param), math.prod(param.shape[1:]))
-    native.cpu().adam(
+    native.kernels(param.device).adam(
         param.detach().view(rows),
         grad.detach().reshape(len(grad), rows[1]),
         visible if visible is None else visible.contiguous(),
@@ -90,11 +91,16 @@ def _check(param: Tensor, grad: Tensor, visible: Tensor | None, exp_avg: Tensor,
         if visible.dim() != 1 or visible.dtype != torch.int32:
             raise ValueError(f"visible must be [V] int32, got {tuple(visible.shape)} {visible.dtype}")
         seen = len(visible)
-        low, high = (int(visible[0]), int(visible[-1])) if seen else (0, -1)
-        if low < 0 or high >= len(param) or bool((visible.diff() <= 0).any()):
+        if native.backend(param.device, param.dtype) != "cuda" and not _ascends(visible, len(param)):
             raise ValueError(f"visible must ascend strictly within [0, {len(param)}); sort it and drop duplicates")
     if grad.shape[1:] != param.shape[1:] or len(grad) not in (seen, len(param)) or grad.dtype != param.dtype:
         raise ValueError(
             f"grad must be {param.dtype} with rows {tuple(param.shape[1:])} and length {seen} (compact) or "
             f"{len(param)} (dense), got {grad.dtype} {tuple(grad.shape)}"
         )
+
+
+def _ascends(visible: Tensor, rows: int) -> bool:
+    """Whether the ids ascend strictly within [0, rows)."""
+    low, high = (int(visible[0]), int(visible[-1])) if len(visible) else (0, -1)
+    return low >= 0 and high < rows and not bool((visible.diff() <= 0).any())

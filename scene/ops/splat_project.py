@@ -48,6 +48,10 @@ class Projected:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    def arrays(self) -> tuple[Any, ...]:
+        """All fields, in the order in which they are declared and the kernels take them."""
+        return tuple(vars(self).values())
+
 
 def project(
     means: Tensor,
@@ -76,7 +80,7 @@ def project(
     """
     degree = _check(means, quats, log_scales, opacity_logits, sh_dc, sh_rest, viewmat, K, sh_degree)
     splats = (means, quats, log_scales, opacity_logits, sh_dc, sh_rest)
-    if not native.has(means.device):
+    if not native.has(means.device, means.dtype):
         return project_reference(
             *splats,
             viewmat,
@@ -109,7 +113,7 @@ class Lens(NamedTuple):
 
     @staticmethod
     def of(K: Tensor, width: int, height: int, near: float, degree: int, antialias: bool) -> Lens:
-        (fx, _, cx), (_, fy, cy), _ = K.tolist()
+        (fx, _, cx), (_, fy, cy), _ = K.tolist()  # waits for the card where K lies there
         return Lens(fx, fy, cx, cy, width, height, near, degree, antialias)
 
 
@@ -117,7 +121,7 @@ def allocate(like: Tensor, count: int, *, with_normals: bool) -> Projected:
     """Room for `count` splats, which the kernel fills from the front."""
     empty = like.new_empty
     return Projected(
-        ids=torch.empty(count, dtype=torch.int32),
+        ids=empty(count, dtype=torch.int32),
         means2d=empty(count, 2),
         conics=empty(count, 3),
         opacities=empty(count),
@@ -134,8 +138,8 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lens: Lens, with_normals: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
         out = allocate(inputs[0], len(inputs[0]), with_normals=with_normals)
-        arrays = (out.ids, out.means2d, out.conics, out.opacities, out.colors, out.depths, out.normals, out.extents)
-        visible = native.cpu().project_splats(*(tensor.detach() for tensor in inputs), *lens, *arrays)
+        kernels = native.kernels(inputs[0].device)
+        visible = kernels.project_splats(*(tensor.detach() for tensor in inputs), *lens, *out.arrays())
         ids, means2d, conics, opacities, colors, depths, extents = (
             tensor[:visible]
             for tensor in (out.ids, out.means2d, out.conics, out.opacities, out.colors, out.depths, out.extents)
@@ -152,7 +156,7 @@ class _Project(torch.autograd.Function):
         ids, colors, *inputs = ctx.saved_tensors
         _, v_means2d, v_conics, v_opacities, v_colors, v_depths, _, v_normals = (g.contiguous() for g in v)
         v_inputs = [torch.zeros_like(tensor) for tensor in inputs]
-        native.cpu().project_splats_backward(
+        native.kernels(inputs[0].device).project_splats_backward(
             *(tensor.detach() for tensor in inputs),
             *ctx.lens,
             ids,
@@ -235,7 +239,7 @@ def _footprints(splats: tuple[Tensor, ...], viewmat: Tensor, lens: Lens) -> Proj
     reach = (2 * (opacities.detach() / ALPHA_MIN).clamp_min(1).log()).sqrt()
     directions = torch.nn.functional.normalize(means - center, dim=-1)
     return Projected(
-        ids=torch.empty(0, dtype=torch.int32),
+        ids=torch.empty(0, dtype=torch.int32, device=means.device),
         means2d=torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1),
         conics=torch.stack([cov_yy / det, -cov_xy / det, cov_xx / det], dim=-1),
         opacities=opacities,

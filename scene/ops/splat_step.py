@@ -8,12 +8,18 @@
 
 The native path keeps all buffers between steps, fuses the projection's backward with Adam, and touches only the
 splats that the camera saw. The composed path is the autograd ops and sparse Adam one after the other: the oracle, and
-the fallback without a compiled module.
+the fallback without compiled kernels.
+
+On a GPU nothing here waits for the card: splats are not compacted, and the room for pairs of tile and splat is what
+earlier steps asked for and a quarter more. A step with more pairs than room drops the rest, so its picture and its
+gradients lack splats in some tiles. That is looked for in the first forward after `replace` and in every
+CHECK_EVERY-th, which then grow the room and draw in full; the steps in between stay as they were.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +31,8 @@ from scene.ops.adam import adam_visible
 from scene.ops.splat_bin import bin_splats
 from scene.ops.splat_blend import Blended, blend
 from scene.ops.splat_project import Lens, Projected, allocate, project
+
+CHECK_EVERY = 50  # steps between looks at whether the pairs had room, each of which waits for the card
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Shot:
-    """What one step draws: a view and how."""
+    """What one step draws: a view and how. Camera and background lie wherever the caller keeps them."""
 
     camera: Camera
     background: Tensor
@@ -124,7 +132,9 @@ class SplatStep:
     images: Blended = field(init=False)  # all that the last forward drew; depth is the sum of w z, not yet over alpha
 
     def __post_init__(self) -> None:
-        self._pass: _Fused | _Composed = _Fused() if _is_native(self.gaussians) else _Composed()
+        self._pass: _Fused | _Composed = (
+            _Fused(self.gaussians.means.device) if _is_native(self.gaussians) else _Composed()
+        )
         self.replace(self.gaussians, self.adam)
 
     def replace(self, gaussians: Gaussians, adam: AdamState) -> None:
@@ -142,7 +152,7 @@ class SplatStep:
     @property
     def visible(self) -> Tensor:
         """[V] int32, ascending: the Gaussians that the last forward drew. Valid until the next one."""
-        return self._pass.projected.ids
+        return self._pass.visible()
 
     def forward(
         self,
@@ -157,16 +167,10 @@ class SplatStep:
         """The image [H, W, 3] of the current Gaussians over `background` [3]; overwritten by the next forward.
 
         with_geometry: `images` then also holds depth, normal and median depth.
+        camera, background: best kept on the CPU, from where they go to a GPU without waiting for it.
         """
-        means = self.gaussians.means
-        shot = Shot(
-            camera.to(device=means.device, dtype=means.dtype),
-            background.to(means),
-            sh_degree,
-            antialias,
-            near,
-            with_geometry,
-        )
+        dtype = self.gaussians.means.dtype
+        shot = Shot(camera.to(dtype=dtype), background.to(dtype), sh_degree, antialias, near, with_geometry)
         self.images = self._pass.forward(self.gaussians, shot)
         return self.images.rgb
 
@@ -200,19 +204,28 @@ class SplatStep:
 
 
 def _is_native(gaussians: Gaussians) -> bool:
-    return native.has(gaussians.means.device) and gaussians.means.dtype == torch.float32
+    means = gaussians.means
+    return means.dtype == torch.float32 and native.has(means.device, means.dtype)
 
 
 class _Fused:
-    """The native path. Buffers grow to the largest scene and image met, and stay."""
+    """The native path. Buffers grow to the largest scene and image met, and stay.
 
-    def __init__(self) -> None:
-        kernels = native.cpu()
-        self.bins, self.blend = kernels.SplatBins(), kernels.SplatBlend()
+    On the CPU `projected` has a row for each splat that is seen; on a GPU for each there is, and those that are not
+    seen have extents of 0.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.kernels = native.kernels(self.device)
+        self.dense = native.backend(self.device) == "cuda"
+        self.bins, self.blend = self.kernels.SplatBins(), self.kernels.SplatBlend()
+        self.unchecked = 0  # forwards since the pairs were last known to have room
+        self.drawn: Gaussians | None = None  # for which they had
         self.room: Projected | None = None
         self.v_room: Projected | None = None
-        self.pixels: Tensor = torch.empty(0)
-        self.absolute = torch.empty(0, 2)
+        self.pixels: Tensor = torch.empty(0, device=device)
+        self.absolute = torch.empty(0, 2, device=device)
 
     def forward(self, gaussians: Gaussians, shot: Shot) -> Blended:
         self.shot, camera = shot, shot.camera
@@ -222,46 +235,50 @@ class _Fused:
             self.v_room = allocate(gaussians.means, room, with_normals=True)
             self.absolute = gaussians.means.new_empty(room, 2)
         assert self.room is not None and self.v_room is not None
-        self.viewmat = camera.viewmat
+        self.viewmat = camera.viewmat.to(self.device, non_blocking=True)
         self.lens = Lens.of(camera.K, camera.width, camera.height, shot.near, shot.sh_degree, shot.antialias)
         out = self.room
-        seen = native.cpu().project_splats(
+        project_splats = self.kernels.project_splats_dense if self.dense else self.kernels.project_splats
+        rows = project_splats(
             *gaussians.parameters().values(),
             self.viewmat,
             *self.lens,
-            *(out.ids, out.means2d, out.conics, out.opacities, out.colors, out.depths),
-            out.normals if shot.with_geometry else None,
-            out.extents,
+            *_first(out, len(gaussians), with_normals=shot.with_geometry).arrays(),
         )
-        self.projected = p = _first(out, seen, with_normals=shot.with_geometry)
-        self.v_projected = _first(self.v_room, seen, with_normals=shot.with_geometry)
-        self.bins.build(p.means2d, p.conics, p.opacities, p.depths, p.extents, camera.width, camera.height)
+        self.projected = p = _first(out, rows, with_normals=shot.with_geometry)
+        self.v_projected = _first(self.v_room, rows, with_normals=shot.with_geometry)
+        self._bin(gaussians, p)
         self.images = images = self._images(camera.width, camera.height, shot.with_geometry)
         depths = p.depths if shot.with_geometry else None
+        background = shot.background.to(self.device, non_blocking=True)
         self.blend.forward(
-            *(self.bins, p.means2d, p.conics, p.opacities, p.colors, depths, p.normals, shot.background),
+            *(self.bins, p.means2d, p.conics, p.opacities, p.colors, depths, p.normals, background),
             *(images.rgb, images.alpha, images.depth, images.normal, images.median_depth),
         )
         return images
 
+    def _bin(self, gaussians: Gaussians, p: Projected) -> None:
+        splats = (p.means2d, p.conics, p.opacities, p.depths, p.extents)
+        width, height = self.shot.camera.width, self.shot.camera.height
+        self.bins.build(*splats, width, height)
+        self.unchecked += 1
+        if self.dense and (self.unchecked >= CHECK_EVERY or gaussians is not self.drawn):
+            if self.bins.check():  # was short of room, and has grown it
+                self.bins.build(*splats, width, height)
+            self.drawn, self.unchecked = gaussians, 0
+
+    def visible(self) -> Tensor:
+        ids = self.projected.ids
+        return ids[self.projected.extents[:, 0] > 0] if self.dense else ids
+
     def _images(self, width: int, height: int, with_geometry: bool) -> Blended:
-        area = width * height
-        channels = 9 if with_geometry else 4
-        if self.pixels.numel() < area * channels:
-            self.pixels = torch.empty(area * channels)
-        planes = self.pixels[: area * channels].split(
-            [3 * area, area, *([area, 3 * area, area] if channels == 9 else [])]
-        )
-        flat, colour = (height, width), (height, width, 3)
-        if not with_geometry:
-            return Blended(planes[0].view(colour), planes[1].view(flat), None, None, None)
-        return Blended(
-            planes[0].view(colour),
-            planes[1].view(flat),
-            planes[2].view(flat),
-            planes[3].view(colour),
-            planes[4].view(flat),
-        )
+        channels = (3, 1, 1, 3, 1) if with_geometry else (3, 1)
+        area, total = width * height, width * height * sum(channels)
+        if self.pixels.numel() < total:
+            self.pixels = torch.empty(total, device=self.device)
+        planes = self.pixels[:total].split([area * c for c in channels])
+        images: list[Any] = [p.view((height, width, 3)[: 2 + c // 3]) for p, c in zip(planes, channels)]
+        return Blended(*images, *[None] * (5 - len(images)))
 
     def backward(self, upstream: Upstream, absgrad: bool) -> None:
         v, images = self.v_projected, self.images
@@ -282,21 +299,18 @@ class _Fused:
     def gradients(self, gaussians: Gaussians) -> dict[str, Tensor]:
         gradients = {name: torch.zeros_like(value) for name, value in gaussians.parameters().items()}
         gradients["viewmat"] = torch.zeros_like(self.viewmat)
-        native.cpu().project_splats_backward(
-            *gaussians.parameters().values(),
-            self.viewmat,
-            *self.lens,
-            self.projected.ids,
-            self.projected.colors,
-            *self._footprint_gradients(),
-            *gradients.values(),
+        ids, footprints = self.visible(), (self.projected.colors, *self._footprint_gradients())
+        if self.dense:  # what was not seen has no gradient, not even one that can be worked out
+            footprints = tuple(None if part is None else part[ids.long()] for part in footprints)
+        self.kernels.project_splats_backward(
+            *gaussians.parameters().values(), self.viewmat, *self.lens, ids, *footprints, *gradients.values()
         )
         return gradients
 
     def update(self, gaussians: Gaussians, adam: AdamState, statistics: Statistics, rates: Rates) -> None:
         names = tuple(gaussians.parameters())
         count = max(1, len(gaussians))
-        native.cpu().update_splats(
+        self.kernels.update_splats(
             tuple(gaussians.parameters().values()),
             tuple(adam.exp_avg[name] for name in names),
             tuple(adam.exp_avg_sq[name] for name in names),
@@ -313,16 +327,9 @@ class _Fused:
 
 def _first(room: Projected, count: int, *, with_normals: bool) -> Projected:
     """The first rows of each array, without copying."""
-    return Projected(
-        ids=room.ids[:count],
-        means2d=room.means2d[:count],
-        conics=room.conics[:count],
-        opacities=room.opacities[:count],
-        colors=room.colors[:count],
-        depths=room.depths[:count],
-        normals=room.normals[:count] if with_normals and room.normals is not None else None,
-        extents=room.extents[:count],
-    )
+    rows: list[Any] = [None if part is None else part[:count] for part in room.arrays()]
+    first = Projected(*rows)
+    return first if with_normals else replace(first, normals=None)
 
 
 class _Composed:
@@ -330,13 +337,16 @@ class _Composed:
 
     projected: Projected
 
+    def visible(self) -> Tensor:
+        return self.projected.ids
+
     def forward(self, gaussians: Gaussians, shot: Shot) -> Blended:
         self.leaves = {name: value.detach().requires_grad_() for name, value in gaussians.parameters().items()}
-        self.leaves["viewmat"] = shot.camera.viewmat.detach().requires_grad_()
+        self.leaves["viewmat"] = shot.camera.viewmat.to(gaussians.means.device).detach().requires_grad_()
         self.shot, camera = shot, shot.camera
         self.projected = project(
             **self.leaves,
-            K=camera.K,
+            K=camera.K.to(gaussians.means.device),
             width=camera.width,
             height=camera.height,
             sh_degree=shot.sh_degree,
@@ -347,7 +357,11 @@ class _Composed:
         bins = bin_splats(self.projected, camera.width, camera.height)
         self.absolute = torch.zeros_like(self.projected.means2d) if bins.handle is not None else None
         self.blended = blend(
-            self.projected, bins, shot.background, with_geometry=shot.with_geometry, absgrad=self.absolute
+            self.projected,
+            bins,
+            shot.background.to(gaussians.means),
+            with_geometry=shot.with_geometry,
+            absgrad=self.absolute,
         )
         out = self.blended
         depth = None if out.depth is None else out.depth.detach()
