@@ -226,7 +226,7 @@ using namespace maquette;
 
 // Grid: tiles across, tiles down. One kernel for each set of sums that may be asked for.
 #define MQ_BLEND_BACKWARD(name, geometry, absgrad)                                                                     \
-    MQ_KERNEL __launch_bounds__(kBlendThreads)                                                                         \
+    MQ_KERNEL __launch_bounds__(kBlendThreads, geometry ? 5 : 7)                                                                      \
     name(const float4* records, const int* tile_begin, const int* pair_splat, const int* pair_slot, const float* rgb,  \
          const float* alpha, const float* depth, const float* normal, const float* v_rgb, const float* v_alpha,        \
          const float* v_depth, const float* v_normal, float4* slots, int width, int height) {                          \
