@@ -96,15 +96,25 @@ def _libraries() -> Finding:
 
 
 def _gpu() -> Finding:
+    """The card, its driver and compiler; compiles ahead of time what a run would have to wait for."""
     import torch
 
-    if torch.cuda.is_available():
-        return "warn", f"{torch.cuda.get_device_name(0)}: found, not used; this version's kernels run on the CPU"
-    driver = ctypes.util.find_library("cuda") is not None or Path("/proc/driver/nvidia/version").exists()
-    if driver:
-        build = torch.version.cuda or "the CPU only"
-        return "warn", f"an NVIDIA driver is there, but torch was built for {build}; not used by this version"
-    return "good", "none found; not needed, everything runs on the CPU"
+    from scene.ops.gpu import compiler, runtime
+
+    if torch.version.cuda is None and not _has_nvidia_driver():
+        return "good", "none found; not needed, everything runs on the CPU"
+    began = time.perf_counter()
+    usable, why = runtime.usable()
+    if not usable:
+        return "warn", f"not used: {why}; everything runs on the CPU"
+    seconds, made = time.perf_counter() - began, runtime.loaded()
+    anew = sum(not one.cached for one in made)
+    sentence = f"{why}; {len(made)} kernel files ready, {anew} of them compiled now, in {seconds:.1f} s"
+    return "good", f"{sentence}; {compiler.cache_state(compiler.cache_folder())}"
+
+
+def _has_nvidia_driver() -> bool:
+    return ctypes.util.find_library("cuda") is not None or Path("/proc/driver/nvidia/version").exists()
 
 
 def _disk() -> Finding:

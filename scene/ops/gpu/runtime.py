@@ -123,7 +123,7 @@ def card_facts(index: int) -> CardFacts:
         return CardFacts(build, "", name, capability, compiler_trouble=_first_line(error))
 
 
-def prepare(index: int, arch: str) -> list[compiler.Compiled]:
+def prepare(index: int, arch: str) -> None:
     """Compiles what the cache does not hold, and loads every kernel file into card `index`. Raises MaquetteError."""
     core = compiler.nvidia("core")
     began = time.perf_counter()
@@ -141,7 +141,12 @@ def prepare(index: int, arch: str) -> list[compiler.Compiled]:
                     f"the driver does not load {one.source} for {arch} ({_first_line(error)})"
                 ) from error
             _modules[index, one.source] = module
-    return made
+    _made[:] = made
+
+
+def loaded() -> list[compiler.Compiled]:
+    """How the kernel files that `usable` loaded last came about."""
+    return list(_made)
 
 
 def launch(source: str, name: str, grid: Size, block: Size, arguments: Sequence[Argument]) -> None:
@@ -172,6 +177,7 @@ def start(
 
 
 _modules: dict[tuple[int, str], Any] = {}  # loaded kernel files, by card and file
+_made: list[compiler.Compiled] = []
 _functions: dict[tuple[int, str, str], Any] = {}  # CUfunction by card, file and kernel
 _thread = threading.local()
 
