@@ -2,7 +2,6 @@
 // and one colour out of it. Photos come one after the other; texels are independent, so the result does not depend on
 // the number of threads.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -17,20 +16,14 @@ namespace {
 
 constexpr std::int64_t kGrain = 8192;  // texels per task
 constexpr int kBand = 64;              // rows per task
-constexpr int kMostSamples = 16;
 
 // Calls visit(column, row, shares) for the pixel centres that a triangle covers, within the rows [first, last).
 template <typename Visit>
 void scan(const Vec2<double>& a, const Vec2<double>& b, const Vec2<double>& c, int width, int first, int last,
           const Visit& visit) {
-    const double low_x = std::min({a.x, b.x, c.x}), high_x = std::max({a.x, b.x, c.x});
-    const double low_y = std::min({a.y, b.y, c.y}), high_y = std::max({a.y, b.y, c.y});
-    if (!(high_x >= 0 && high_y >= first && low_x <= width && low_y <= last)) return;  // also when not a number
-    const int left = int(std::max(0.0, std::floor(low_x - 0.5)));
-    const int top = int(std::max(double(first), std::floor(low_y - 0.5)));
-    const int right = int(std::min(double(width - 1), high_x)), below = int(std::min(double(last - 1), high_y));
-    for (int row = top; row <= below; ++row)
-        for (int column = left; column <= right; ++column) {
+    const PixelBox box = pixel_box(a, b, c, width, first, last);
+    for (int row = box.top; row <= box.below; ++row)
+        for (int column = box.left; column <= box.right; ++column) {
             const Shares<double> shares = shares_at(a, b, c, {column + 0.5, row + 0.5});
             if (shares.inside) visit(column, row, shares.of);
         }
@@ -57,38 +50,6 @@ void cover(Array<const double, nb::shape<-1, 3, 2>> triangles, Array<std::int32_
     }
 }
 
-struct Projected {
-    Vec2<double> at[3];
-    double inverse[3];  // 1 / z
-    double low, high;   // rows
-};
-
-// The piece of a triangle before the near plane, as up to two triangles in pixels.
-void project_clipped(const Vec3<double>* corner, double near, const double* K, std::vector<Projected>& out) {
-    Vec3<double> kept[4];
-    int count = 0;
-    for (int i = 0; i < 3; ++i) {
-        const Vec3<double>&p = corner[i], &q = corner[(i + 1) % 3];
-        if (p.z >= near) kept[count++] = p;
-        if ((p.z >= near) != (q.z >= near)) kept[count++] = p + ((near - p.z) / (q.z - p.z)) * (q - p);
-    }
-    for (int i = 2; i < count; ++i) {
-        Projected t;
-        const Vec3<double>* three[3] = {&kept[0], &kept[i - 1], &kept[i]};
-        for (int k = 0; k < 3; ++k) {
-            t.inverse[k] = 1 / three[k]->z;
-            t.at[k] = {K[0] * three[k]->x * t.inverse[k] + K[2], K[4] * three[k]->y * t.inverse[k] + K[5]};
-        }
-        if (edge(t.at[0], t.at[1], t.at[2]) < 0) {  // both sides of a face hide what is behind
-            std::swap(t.at[1], t.at[2]);
-            std::swap(t.inverse[1], t.inverse[2]);
-        }
-        t.low = std::min({t.at[0].y, t.at[1].y, t.at[2].y});
-        t.high = std::max({t.at[0].y, t.at[1].y, t.at[2].y});
-        out.push_back(t);
-    }
-}
-
 void mesh_depth(Array<const double, nb::shape<-1, 3>> vertices, Array<const std::int32_t, nb::shape<-1, 3>> faces,
                 Array<const double, nb::shape<4, 4>> viewmat, Array<const double, nb::shape<3, 3>> K, double near,
                 Array<float, nb::shape<-1, -1>> depth) {
@@ -100,7 +61,7 @@ void mesh_depth(Array<const double, nb::shape<-1, 3>> vertices, Array<const std:
     const std::size_t count = faces.shape(0);
     float* nearest = depth.data();
     nb::gil_scoped_release release;
-    std::vector<Projected> triangles;
+    std::vector<Projected<double>> triangles;
     triangles.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
         Vec3<double> corner[3];
@@ -108,16 +69,17 @@ void mesh_depth(Array<const double, nb::shape<-1, 3>> vertices, Array<const std:
             const double* p = v + 3 * std::size_t(f[3 * i + c]);
             corner[c] = rotation * Vec3<double>{p[0], p[1], p[2]} + translation;
         }
-        project_clipped(corner, near, k, triangles);
+        Projected<double> pieces[2];
+        const int made = project_clipped(corner, near, k, pieces);
+        triangles.insert(triangles.end(), pieces, pieces + made);
     }
     parallel_ranges(height, kBand, [&](std::int64_t first, std::int64_t last) {
         std::fill(nearest + first * width, nearest + last * width, 0.0f);
-        for (const Projected& t : triangles) {
+        for (const Projected<double>& t : triangles) {
             if (t.high < double(first) || t.low > double(last)) continue;
             scan(t.at[0], t.at[1], t.at[2], width, int(first), int(last), [&](int column, int row, const auto& share) {
                 float& at = nearest[std::size_t(row) * width + column];
-                const double inverse = share.x * t.inverse[0] + share.y * t.inverse[1] + share.z * t.inverse[2];
-                const float z = float(1 / inverse);
+                const float z = depth_at(t, share);
                 if (at == 0.0f || z < at) at = z;
             });
         }
@@ -155,20 +117,7 @@ void gather_photo(Array<const float, nb::shape<-1, 3>> points, Array<const float
         for (std::int64_t t = begin; t < end; ++t) {
             const float *p = places + 3 * t, *n = up + 3 * t;
             const Sample<float> seen = sample_photo(photo, {p[0], p[1], p[2]}, {n[0], n[1], n[2]}, tolerance, grazing);
-            float* mine = w + keep * t;
-            if (!(seen.weight > mine[keep - 1])) continue;
-            // The best come first; of two alike, the photo that came first.
-            std::int64_t place = keep - 1;
-            for (; place > 0 && seen.weight > mine[place - 1]; --place) {
-                mine[place] = mine[place - 1];
-                ids[keep * t + place] = ids[keep * t + place - 1];
-                for (int i = 0; i < 3; ++i) c[3 * (keep * t + place) + i] = c[3 * (keep * t + place - 1) + i];
-            }
-            mine[place] = seen.weight;
-            ids[keep * t + place] = std::int16_t(view);
-            const float tones[3] = {seen.color.x, seen.color.y, seen.color.z};
-            for (int i = 0; i < 3; ++i)
-                c[3 * (keep * t + place) + i] = std::uint8_t(std::clamp(tones[i] + 0.5f, 0.0f, 255.0f));
+            keep_sample({w + keep * t, c + 3 * keep * t, ids + keep * t, int(keep)}, seen, view);
         }
     });
 }
@@ -186,18 +135,9 @@ void blend_texels(Array<const float, nb::shape<-1, -1>> weights, Array<const std
     float* result = out.data();
     nb::gil_scoped_release release;
     parallel_ranges(count, kGrain, [&](std::int64_t begin, std::int64_t end) {
-        Vec3<float> tones[kMostSamples];
-        for (std::int64_t t = begin; t < end; ++t) {
-            int seen = 0;
-            for (; seen < keep && w[keep * t + seen] > 0.0f; ++seen) {
-                const std::uint8_t* from = c + 3 * (keep * t + seen);
-                const float *g = gain + 3 * ids[keep * t + seen], *o = offset + 3 * ids[keep * t + seen];
-                tones[seen] = {g[0] * from[0] + o[0], g[1] * from[1] + o[1], g[2] * from[2] + o[2]};
-            }
-            if (!seen) continue;
-            const Vec3<float> color = blend_samples(tones, w + keep * t, seen, power, spread);
-            result[3 * t] = color.x, result[3 * t + 1] = color.y, result[3 * t + 2] = color.z;
-        }
+        for (std::int64_t t = begin; t < end; ++t)
+            blend_texel(w + keep * t, c + 3 * keep * t, ids + keep * t, keep, gain, offset, power, spread,
+                        result + 3 * t);
     });
 }
 

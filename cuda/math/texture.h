@@ -1,4 +1,4 @@
-// Triangles over a grid of pixels, and what one photo says of a point on a surface.
+// Triangles over a grid of pixels, what one photo says of a point on a surface, and one colour out of several photos.
 #pragma once
 
 #include "math/vec.h"
@@ -39,6 +39,65 @@ MQ_HD Shares<S> shares_at(const Vec2<S>& a, const Vec2<S>& b, const Vec2<S>& c, 
     const bool inside = area > S(0) && (x > S(0) || (x == S(0) && owns(b, c))) &&
                         (y > S(0) || (y == S(0) && owns(c, a))) && (z > S(0) || (z == S(0) && owns(a, b)));
     return {{x / area, y / area, z / area}, inside};
+}
+
+// The pixels whose centres a triangle may cover, both ends included, within the rows [first, last).
+struct PixelBox {
+    int left, top, right, below;
+};
+
+template <typename S>
+MQ_HD PixelBox pixel_box(const Vec2<S>& a, const Vec2<S>& b, const Vec2<S>& c, int width, int first, int last) {
+    const S low_x = minimum(a.x, minimum(b.x, c.x)), high_x = maximum(a.x, maximum(b.x, c.x));
+    const S low_y = minimum(a.y, minimum(b.y, c.y)), high_y = maximum(a.y, maximum(b.y, c.y));
+    if (!(high_x >= S(0) && high_y >= S(first) && low_x <= S(width) && low_y <= S(last)))
+        return {0, 0, -1, -1};  // also when not a number
+    return {int(maximum(S(0), S(floor(low_x - S(0.5))))), int(maximum(S(first), S(floor(low_y - S(0.5))))),
+            int(minimum(S(width - 1), high_x)), int(minimum(S(last - 1), high_y))};
+}
+
+// A triangle in the image, of positive area.
+template <typename S>
+struct Projected {
+    Vec2<S> at[3];
+    S inverse[3];  // 1 / z, which is linear over the image
+    S low, high;   // rows
+};
+
+// z of the triangle where its corners have these shares.
+template <typename S>
+MQ_HD float depth_at(const Projected<S>& t, const Vec3<S>& share) {
+    return float(S(1) / (share.x * t.inverse[0] + share.y * t.inverse[1] + share.z * t.inverse[2]));
+}
+
+// The piece of a triangle (in the camera's axes) before the near plane, as up to two triangles in pixels. K: by rows.
+// Returns their number.
+template <typename S>
+MQ_HD int project_clipped(const Vec3<S>* corner, S near, const S* K, Projected<S>* out) {
+    Vec3<S> kept[4];
+    int count = 0, triangles = 0;
+    for (int i = 0; i < 3; ++i) {
+        const Vec3<S>&p = corner[i], &q = corner[(i + 1) % 3];
+        if (p.z >= near) kept[count++] = p;
+        if ((p.z >= near) != (q.z >= near)) kept[count++] = p + ((near - p.z) / (q.z - p.z)) * (q - p);
+    }
+    for (int i = 2; i < count; ++i) {
+        Projected<S>& t = out[triangles++];
+        const Vec3<S> three[3] = {kept[0], kept[i - 1], kept[i]};
+        for (int k = 0; k < 3; ++k) {
+            t.inverse[k] = S(1) / three[k].z;
+            t.at[k] = {K[0] * three[k].x * t.inverse[k] + K[2], K[4] * three[k].y * t.inverse[k] + K[5]};
+        }
+        if (edge(t.at[0], t.at[1], t.at[2]) < S(0)) {  // both sides of a face hide what is behind
+            const Vec2<S> place = t.at[1];
+            const S inverse = t.inverse[1];
+            t.at[1] = t.at[2], t.inverse[1] = t.inverse[2];
+            t.at[2] = place, t.inverse[2] = inverse;
+        }
+        t.low = minimum(t.at[0].y, minimum(t.at[1].y, t.at[2].y));
+        t.high = maximum(t.at[0].y, maximum(t.at[1].y, t.at[2].y));
+    }
+    return triangles;
 }
 
 // A photo with what is known of each of its pixels. Row-major [height, width].
@@ -137,6 +196,48 @@ MQ_HD Vec3<S> blend_samples(const Vec3<S>* color, const S* weight, int count, S 
         total = total + w;
     }
     return (S(1) / maximum(total, S(1e-30))) * sum;
+}
+
+constexpr int kMostSamples = 16;  // of a texel
+
+// The best samples of one texel, best first; `keep` of them, weight 0 for none.
+struct TexelSamples {
+    float* weights;
+    unsigned char* colors;  // three bytes each
+    short* views;
+    int keep;
+};
+
+// Enters what photo `view` says, where it is among the best; of two alike, the photo that came first stays before.
+MQ_HD void keep_sample(const TexelSamples& best, const Sample<float>& seen, int view) {
+    int place = best.keep - 1;
+    if (!(seen.weight > best.weights[place])) return;
+    for (; place > 0 && seen.weight > best.weights[place - 1]; --place) {
+        best.weights[place] = best.weights[place - 1];
+        best.views[place] = best.views[place - 1];
+        for (int i = 0; i < 3; ++i) best.colors[3 * place + i] = best.colors[3 * (place - 1) + i];
+    }
+    best.weights[place] = seen.weight;
+    best.views[place] = short(view);
+    const float tones[3] = {seen.color.x, seen.color.y, seen.color.z};
+    for (int i = 0; i < 3; ++i)
+        best.colors[3 * place + i] = (unsigned char)(minimum(maximum(tones[i] + 0.5f, 0.0f), 255.0f));
+}
+
+// Colour of a texel from its `keep` samples, each after its photo's gain and offset (three of each a photo), into
+// out[0..2]; untouched where there is no sample.
+MQ_HD void blend_texel(const float* weights, const unsigned char* colors, const short* views, int keep,
+                       const float* gains, const float* offsets, float power, float spread, float* out) {
+    Vec3<float> tones[kMostSamples];
+    int seen = 0;
+    for (; seen < keep && weights[seen] > 0.0f; ++seen) {
+        const unsigned char* from = colors + 3 * seen;
+        const float *g = gains + 3 * views[seen], *o = offsets + 3 * views[seen];
+        tones[seen] = {g[0] * from[0] + o[0], g[1] * from[1] + o[1], g[2] * from[2] + o[2]};
+    }
+    if (!seen) return;
+    const Vec3<float> color = blend_samples(tones, weights, seen, power, spread);
+    out[0] = color.x, out[1] = color.y, out[2] = color.z;
 }
 
 }  // namespace maquette

@@ -23,12 +23,21 @@ def composite(rgb: Tensor, alpha: Tensor, background: Tensor, *, out: Tensor | N
             f"alpha must be {shape[:2]} to match rgb and background [3] float, got {tuple(alpha.shape)} and "
             f"{tuple(background.shape)} {background.dtype}"
         )
+    if alpha.device != rgb.device or background.device != rgb.device:
+        raise ValueError(
+            f"alpha and background must be on rgb's device {rgb.device}, got {alpha.device}, {background.device}"
+        )
     if out is None:
         out = background.new_empty(shape)
-    elif out.shape != rgb.shape or out.dtype != background.dtype or not out.is_contiguous():
-        raise ValueError(f"out must be contiguous {shape} {background.dtype}, got {tuple(out.shape)} {out.dtype}")
-    if native.has(rgb.device) and background.dtype == torch.float32:
-        native.cpu().composite(rgb.contiguous(), alpha.contiguous(), background.detach().contiguous(), out)
+    elif (out.shape, out.dtype, out.device) != (rgb.shape, background.dtype, rgb.device) or not out.is_contiguous():
+        raise ValueError(
+            f"out must be contiguous {shape} {background.dtype} on {rgb.device}, got {tuple(out.shape)} {out.dtype} "
+            f"on {out.device}"
+        )
+    if native.has(rgb.device, background.dtype) and background.dtype == torch.float32:
+        native.kernels(rgb.device).composite(
+            rgb.contiguous(), alpha.contiguous(), background.detach().contiguous(), out
+        )
         return out
     return out.copy_(composite_reference(rgb, alpha, background.detach()))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from scene.cameras import Camera
 from scene.ops import native
 
-MOST_SAMPLES = 16  # as kMostSamples in cuda/cpu/texture.cpp
+MOST_SAMPLES = 16  # as kMostSamples in cuda/math/texture.h
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Samples:
     views: Tensor
 
     @staticmethod
-    def empty(texels: int, keep: int) -> Samples:
+    def empty(texels: int, keep: int, *, device: torch.device | str = "cpu") -> Samples:
         """No samples yet, room for `keep` a texel. Raises ValueError for more than MOST_SAMPLES."""
         if not 1 <= keep <= MOST_SAMPLES:
             raise ValueError(f"between 1 and {MOST_SAMPLES} samples a texel can be kept, got {keep}")
         return Samples(
-            torch.zeros(texels, keep),
-            torch.zeros(texels, keep, 3, dtype=torch.uint8),
-            torch.full((texels, keep), -1, dtype=torch.int16),
+            torch.zeros(texels, keep, device=device),
+            torch.zeros(texels, keep, 3, dtype=torch.uint8, device=device),
+            torch.full((texels, keep), -1, dtype=torch.int16, device=device),
         )
 
 
@@ -76,11 +76,21 @@ def gather(
     texels = len(surface.points)
     if surface.normals.shape != (texels, 3) or samples.weights.shape[:1] != (texels,):
         raise ValueError(f"normals and samples must be those of {texels} texels, got {tuple(surface.normals.shape)}")
-    camera = photo.camera.to(dtype=torch.float32)
-    if not native.has(surface.points.device):
+    device = surface.points.device
+    floats = (surface.points, surface.normals, photo.worth, photo.depth, samples.weights)
+    others = (photo.rgb, samples.colors, samples.views)
+    if any(other.device != device for other in floats + others):
+        raise ValueError(f"surface, photo and samples must be on one device, that of the points is {device}")
+    if any(other.dtype != torch.float32 for other in floats) or photo.rgb.dtype != torch.uint8:
+        raise ValueError(
+            f"surface, worth, depth and weights must be float32 and rgb uint8, got {[f.dtype for f in floats]} and "
+            f"{photo.rgb.dtype}"
+        )
+    camera = photo.camera.to(device=device, dtype=torch.float32)
+    if not native.has(device):
         gather_reference(surface, photo, view, samples, tolerance=tolerance, grazing=grazing)
         return
-    native.cpu().gather_photo(
+    native.kernels(device).gather_photo(
         surface.points,
         surface.normals,
         photo.rgb.contiguous(),
@@ -102,12 +112,12 @@ def gather_reference(
 ) -> None:
     """The same in plain torch. Texels go by the hundred thousand to bound the memory."""
     keep = samples.weights.shape[1]
-    for part in torch.arange(len(surface.points)).split(100_000):
+    for part in torch.arange(len(surface.points), device=surface.points.device).split(100_000):
         color, weight = _sample(photo, surface.points[part], surface.normals[part], tolerance, grazing)
         weights = torch.cat([samples.weights[part], weight[:, None]], dim=1)
         order = weights.argsort(dim=1, descending=True, stable=True)[:, :keep]
         colors = torch.cat([samples.colors[part], (color + 0.5).clamp(0, 255).to(torch.uint8)[:, None]], dim=1)
-        new = torch.full((len(part), 1), view, dtype=torch.int16)
+        new = torch.full((len(part), 1), view, dtype=torch.int16, device=part.device)
         views = torch.cat([samples.views[part], torch.where(weight[:, None] > 0, new, -1)], dim=1)
         samples.weights[part] = weights.gather(1, order)
         samples.views[part] = views.gather(1, order)
@@ -118,7 +128,7 @@ def _sample(
     photo: ObservedPhoto, points: Tensor, normals: Tensor, tolerance: float, grazing: float
 ) -> tuple[Tensor, Tensor]:
     """Colour [P, 3] in 0 to 255 and weight [P] of points in a photo."""
-    camera = photo.camera.to(dtype=torch.float32)
+    camera = photo.camera.to(device=points.device, dtype=torch.float32)
     away = points - camera.center
     cosine = -(away * normals).sum(1) / away.norm(dim=1).clamp_min(1e-30)
     pixels, z = camera.project(points)
@@ -151,18 +161,21 @@ def blend(samples: Samples, gains: Tensor, offsets: Tensor, *, power: float, spr
         raise ValueError(f"gains and offsets must be [V, 3], got {tuple(gains.shape)} and {tuple(offsets.shape)}")
     if int(samples.views.max()) >= len(gains) if samples.views.numel() else False:
         raise ValueError(f"samples come from photo {int(samples.views.max())}, gains are given for {len(gains)}")
-    gains, offsets = gains.float().contiguous(), offsets.float().contiguous()
-    if not native.has(samples.weights.device):
+    weights = samples.weights
+    gains, offsets = gains.to(weights).contiguous(), offsets.to(weights).contiguous()
+    if not native.has(weights.device):
         return blend_reference(samples, gains, offsets, power=power, spread=spread)
-    out = torch.zeros(len(samples.weights), 3)
-    native.cpu().blend_texels(samples.weights, samples.colors, samples.views, gains, offsets, power, spread, out)
+    out = weights.new_zeros(len(weights), 3)
+    native.kernels(weights.device).blend_texels(
+        weights, samples.colors, samples.views, gains, offsets, power, spread, out
+    )
     return out
 
 
 def blend_reference(samples: Samples, gains: Tensor, offsets: Tensor, *, power: float, spread: float) -> Tensor:
     """The same in plain torch."""
     parts = []
-    for part in torch.arange(len(samples.weights)).split(100_000):
+    for part in torch.arange(len(samples.weights), device=samples.weights.device).split(100_000):
         weights, view = samples.weights[part], samples.views[part].long().clamp_min(0)
         colors = gains[view] * samples.colors[part].float() + offsets[view]
         apart = (colors[:, :, None] - colors[:, None]).norm(dim=3)
@@ -172,4 +185,4 @@ def blend_reference(samples: Samples, gains: Tensor, offsets: Tensor, *, power: 
         best = weights.amax(1, keepdim=True).clamp_min(1e-30)
         shares = (weights / best) ** power * torch.exp(-0.5 * deviation / spread**2) * (weights > 0)
         parts.append((shares[..., None] * colors).sum(1) / shares.sum(1, keepdim=True).clamp_min(1e-30))
-    return torch.cat(parts) if parts else torch.zeros(0, 3)
+    return torch.cat(parts) if parts else samples.weights.new_zeros(0, 3)

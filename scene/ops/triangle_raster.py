@@ -23,16 +23,16 @@ def cover(triangles: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     triangles = triangles.detach().to(torch.float64).contiguous()
     if not native.has(triangles.device):
         return cover_reference(triangles, height, width)
-    faces = torch.empty(height, width, dtype=torch.int32)
-    lost = torch.zeros(len(triangles), dtype=torch.uint8)
-    native.cpu().cover(triangles, faces, lost)
+    faces = torch.empty(height, width, dtype=torch.int32, device=triangles.device)
+    lost = torch.zeros(len(triangles), dtype=torch.uint8, device=triangles.device)
+    native.kernels(triangles.device).cover(triangles, faces, lost)
     return faces, lost.bool()
 
 
 def cover_reference(triangles: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The same in plain torch."""
-    faces = torch.full((height, width), -1, dtype=torch.int32)
-    lost = torch.zeros(len(triangles), dtype=torch.bool)
+    faces = torch.full((height, width), -1, dtype=torch.int32, device=triangles.device)
+    lost = torch.zeros(len(triangles), dtype=torch.bool, device=triangles.device)
     for index, corners in enumerate(triangles):
         rows, columns, _ = _inside(corners, height, width)
         taken = faces[rows, columns] >= 0
@@ -44,27 +44,30 @@ def cover_reference(triangles: Tensor, height: int, width: int) -> tuple[Tensor,
 def mesh_depth(vertices: Tensor, faces: Tensor, camera: Camera) -> Tensor:
     """[H, W] float32 z-depth of the nearest triangle at each pixel centre, 0 where none is; both sides of a face count.
 
-    vertices: [V, 3].  faces: [F, 3] indices.  Raises ValueError for a wrong shape.
+    vertices: [V, 3].  faces: [F, 3] indices.  The result is on the device of the vertices.
+    Raises ValueError for a wrong shape.
     """
     if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(f"expected vertices [V, 3] and faces [F, 3], got {list(vertices.shape)}, {list(faces.shape)}")
-    camera = camera.to(dtype=torch.float64)
-    vertices, faces = vertices.to(torch.float64).contiguous(), faces.to(torch.int32).contiguous()
+    device = vertices.device
+    camera = camera.to(device=device, dtype=torch.float64)
+    vertices, faces = vertices.to(torch.float64).contiguous(), faces.to(device, torch.int32).contiguous()
     z = camera.project(vertices)[1]
     before = z[z > 0]
     if not len(before) or not len(faces):
-        return torch.zeros(camera.height, camera.width)
+        return torch.zeros(camera.height, camera.width, device=device)
     near = NEAR * float(before.median())
-    if not native.has(vertices.device):
+    if not native.has(device):
         return mesh_depth_reference(vertices, faces, camera, near)
-    depth = torch.empty(camera.height, camera.width)
-    native.cpu().mesh_depth(vertices, faces, camera.viewmat.contiguous(), camera.K.contiguous(), near, depth)
+    depth = torch.empty(camera.height, camera.width, device=device)
+    viewmat, K = camera.viewmat.contiguous(), camera.K.contiguous()
+    native.kernels(device).mesh_depth(vertices, faces, viewmat, K, near, depth)
     return depth
 
 
 def mesh_depth_reference(vertices: Tensor, faces: Tensor, camera: Camera, near: float) -> Tensor:
     """The same in plain torch; `near` is the z-depth before which everything is cut off."""
-    depth = torch.zeros(camera.height, camera.width)
+    depth = torch.zeros(camera.height, camera.width, device=vertices.device)
     placed = (vertices - camera.center) @ camera.c2w[:3, :3]
     for corners in placed[faces.long()]:
         before = _before(corners, near)
@@ -93,14 +96,17 @@ def _before(corners: Tensor, near: float) -> Tensor:
 
 def _inside(corners: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns and shares of the corners [P, 3] of the pixel centres that a triangle [3, 2] covers."""
-    nowhere = torch.zeros(0, dtype=torch.long)
+    device = corners.device
+    nowhere = torch.zeros(0, dtype=torch.long, device=device)
     low, high = corners.amin(0), corners.amax(0)
     size = corners.new_tensor([width, height])
     if not bool(corners.isfinite().all() and (high >= 0).all() and (low <= size).all()):
         return nowhere, nowhere, corners.new_zeros(0, 3)
     left, top = (low - 0.5).floor().clamp(min=0).long().tolist()
     right, below = torch.minimum(high, size - 1).long().tolist()
-    rows, columns = torch.meshgrid(torch.arange(top, below + 1), torch.arange(left, right + 1), indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(top, below + 1, device=device), torch.arange(left, right + 1, device=device), indexing="ij"
+    )
     rows, columns = rows.reshape(-1), columns.reshape(-1)
     centres = torch.stack([columns, rows], dim=1) + corners.new_tensor(0.5)
     area = _edge(corners[0], corners[1], corners[2][None])

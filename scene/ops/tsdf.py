@@ -46,17 +46,19 @@ def integrate(
             f"blocks must be [B, 3], tsdf and weights [B, {BLOCK}, {BLOCK}, {BLOCK}], got {list(blocks.shape)}, "
             f"{list(tsdf.shape)} and {list(weights.shape)}"
         )
+    if (weights.dtype, weights.device) != (tsdf.dtype, tsdf.device):
+        raise ValueError(f"weights must be {tsdf.dtype} on {tsdf.device}, got {weights.dtype} on {weights.device}")
     if any(tuple(image.shape) != size for image in (seen.depth, seen.slope, seen.weight)):
         raise ValueError(f"depth, slope and weight must have the camera's size {size}, got {tuple(seen.depth.shape)}")
     if not truncation > 0 or not voxel_size > 0:
         raise ValueError(f"voxel_size and truncation must be positive, got {voxel_size} and {truncation}")
     camera = seen.camera.to(device=tsdf.device, dtype=tsdf.dtype)
-    if native.has(tsdf.device):
+    if native.has(tsdf.device, tsdf.dtype):
         images = [image.to(tsdf).contiguous() for image in (seen.depth, seen.slope, seen.weight)]
-        native.cpu().tsdf_integrate(
+        native.kernels(tsdf.device).tsdf_integrate(
             tsdf,
             weights,
-            blocks.to(torch.int32).contiguous(),
+            blocks.to(tsdf.device, torch.int32).contiguous(),
             *images,
             camera.viewmat.contiguous(),
             camera.K.contiguous(),
