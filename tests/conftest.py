@@ -29,7 +29,7 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # it keeps nothing: property tests may use it
 def host_gpu() -> Callable[..., AbstractContextManager[None]]:
     """`with host_gpu(schedule="random", seed=1):` ops take the GPU path, kernels run on the CPU (tests/shim).
 

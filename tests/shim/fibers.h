@@ -10,8 +10,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <dlfcn.h>
 #include <random>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -65,6 +67,7 @@ struct Launch {
     std::uint32_t seed;
     const std::uint64_t* arguments;
     char error[1024];
+    std::uint64_t fault;  // where in the library it was, if memory or a sanitizer's trap stopped a thread
 };
 
 enum class Op { none, block, warp, shuffle, ballot, match };
@@ -257,7 +260,13 @@ inline void run_block(std::mt19937& random) {
     }
 }
 
-inline void on_fault(int) { siglongjmp(self.fault, 1); }
+inline void on_fault(int, siginfo_t*, void* context) {
+    const auto at = std::uint64_t(static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP]);
+    Dl_info library;
+    if (dladdr(reinterpret_cast<void*>(&mq_swap), &library))
+        self.launch->fault = at - reinterpret_cast<std::uint64_t>(library.dli_fbase);
+    siglongjmp(self.fault, 1);
+}
 
 // All blocks, in the order of the schedule. Returns 0, or 1 with launch.error filled in.
 inline int run_grid(const char* kernel, void (*body)(void*), void* closure, Launch& launch) {
@@ -281,12 +290,12 @@ inline int run_grid(const char* kernel, void (*body)(void*), void* closure, Laun
     stack_t stack = {}, stack_before;
     stack.ss_sp = signal_stack;
     stack.ss_size = sizeof(signal_stack);
-    struct sigaction action = {}, before[3];
-    const int signals[3] = {SIGSEGV, SIGBUS, SIGFPE};
-    action.sa_handler = on_fault;
-    action.sa_flags = SA_ONSTACK;
+    constexpr int kSignals = 4, signals[kSignals] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    struct sigaction action = {}, before[kSignals];
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_ONSTACK | SA_SIGINFO;
     sigaltstack(&stack, &stack_before);
-    for (int i = 0; i < 3; ++i) sigaction(signals[i], &action, &before[i]);
+    for (int i = 0; i < kSignals; ++i) sigaction(signals[i], &action, &before[i]);
 
     std::mt19937 random(launch.seed);
     const unsigned gx = launch.grid[0], gy = launch.grid[1];
@@ -299,10 +308,10 @@ inline int run_grid(const char* kernel, void (*body)(void*), void* closure, Laun
             if (launch.error[0]) break;
         }
     } else {
-        fail("thread %d touched memory that is not there (or divided by zero), after line %d (0: before any barrier)",
-             number(*self.now), self.now->line);
+        fail("thread %d touched memory that is not there, misaligned or past the end of an array, or overflowed an int",
+             number(*self.now));
     }
-    for (int i = 0; i < 3; ++i) sigaction(signals[i], &before[i], nullptr);
+    for (int i = 0; i < kSignals; ++i) sigaction(signals[i], &before[i], nullptr);
     sigaltstack(&stack_before, nullptr);
     return launch.error[0] != 0;
 }

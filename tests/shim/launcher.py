@@ -31,7 +31,13 @@ SHIM = Path(__file__).parent
 CUDA = SHIM.parents[1] / "cuda"
 BUILT = SHIM.parents[1] / ".pytest_cache" / "shim"
 SCHEDULES = ("forward", "reverse", "random")
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
+# What the sanitizers find stops the thread with a trap: vectors that are not aligned, arrays (shared ones too) left
+# behind their end, int overflow.
+SANITIZE = (
+    "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
+    "-fsanitize-undefined-trap-on-error",
+)
+FLAGS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w", *SANITIZE)
 
 MARGIN = 4096  # bytes on both sides of a guarded argument
 CANARY = 0x7FC5A5A5  # as in fibers.h: a NaN, and no sensible integer
@@ -64,6 +70,7 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint32),
         ("arguments", ctypes.POINTER(ctypes.c_uint64)),
         ("error", ctypes.c_char * 1024),
+        ("fault", ctypes.c_uint64),
     )
 
 
@@ -80,7 +87,7 @@ def compile_source(path: Path) -> Path:
     """The library of one .cu file; compiled again only when the preprocessed text changes."""
     command = ["g++", "-x", "c++", "-E", *FLAGS, "-DMQ_HOST_SHIM", "-include", str(SHIM / "cuda_shim.h"), f"-I{CUDA}"]
     text = _gcc([*command, str(path)], path)
-    library = BUILT / f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+    library = BUILT / f"{path.stem}-{hashlib.sha256(' '.join((*FLAGS, text)).encode()).hexdigest()[:24]}.so"
     if library.exists():
         return library
     names = re.findall(r"__attribute__\(\(annotate_mq_kernel\)\)\s*void\s+(\w+)\s*\(", text)
@@ -146,9 +153,19 @@ class HostLauncher:
         with _running:
             failed = run(ctypes.byref(call))
         if failed:
-            raise KernelError(f"{source}.cu: {call.error.decode()}")
+            where = _line_of(library, call.fault) if call.fault else ""
+            raise KernelError(f"{source}.cu: {call.error.decode()}{where}")
         if guards is not None:
             guards.check_and_copy_back(kernel, arguments)
+
+
+def _line_of(library: ctypes.CDLL, offset: int) -> str:
+    """Where in the sources, as far as addr2line can say."""
+    if shutil.which("addr2line") is None:
+        return ""
+    command = ["addr2line", "-i", "-s", "-e", library._name, hex(offset)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "".join(f", at {line}" for line in done.stdout.split("\n") if line and "?" not in line)
 
 
 def _check_sizes(kernel: str, grid: Size, block: Size) -> None:

@@ -97,6 +97,14 @@ MQ_KERNEL fill(int* out, int first, int n) {
     if (i < n) out[i] = i;
 }
 
+MQ_KERNEL vectors(float4* out) { out[threadIdx.x] = make_float4(1, 2, 3, 4); }
+
+MQ_KERNEL past_the_end(float* out) {
+    __shared__ float row[32];
+    row[threadIdx.x] = 1.0f;
+    out[threadIdx.x] = row[threadIdx.x];
+}
+
 MQ_KERNEL halve(float* x, float by) { x[threadIdx.x] /= by; }
 
 MQ_KERNEL grid_3d(int* out) {
@@ -194,7 +202,9 @@ def test_shared_memory_starts_spoiled_in_every_block(folder: Path) -> None:
         ("two_barriers", (), r"__syncthreads at line \d+ .* meets __syncthreads at line \d+"),
         ("some_lanes", (torch.zeros(64, dtype=torch.int32),), r"__shfl_sync at line \d+ .* waits for thread 7"),
         ("barrier_and_shuffle", (), r"__syncwarp at line \d+ .* waits for thread 16, which is at __syncthreads"),
-        ("fill", (None, 0, 64), "touched memory that is not there"),
+        ("fill", (None, 0, 64), r"thread 0 touched memory that is not there.*, at shim.cu:\d+"),
+        ("past_the_end", (torch.zeros(64),), r"thread 32 touched .* past the end of an array.*, at shim.cu:\d+"),
+        ("vectors", (torch.zeros(260)[1:257],), r"misaligned .*, at shim.cu:\d+"),
     ],
 )
 def test_what_a_kernel_must_not_do_is_reported(
