@@ -1,8 +1,8 @@
 // Stable sort of (key, payload) pairs by eight bits of the key; passes from the lowest bits up sort by all of them.
 //
-// A pass is three launches: how often each digit occurs in each block of 4096 keys, where each block's keys of each digit
-// begin, and the move. No block waits for another, so nothing is assumed of the order in which blocks run. How many pairs
-// there are is read on the device: the grids are sized for the capacity and blocks beyond the count do nothing.
+// A pass is three launches: how often each digit occurs in each block of 4096 keys, where each block's keys of each
+// digit begin, and the move. No block waits for another, so nothing is assumed of the order in which blocks run. How
+// many pairs there are is read on the device: grids are sized for the capacity and blocks beyond the count do nothing.
 // The ranking of equal digits by warp votes is that of Merrill and Garland, 2016, without their look-back.
 #include "gpu/block_sum.h"
 

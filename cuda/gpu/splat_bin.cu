@@ -22,7 +22,7 @@ __device__ inline int warp_total(int value) {
     return value;
 }
 
-// Where the pairs of a splat go: slots first .. end - 1.
+// Where pairs are written.
 struct PairList {
     int *tiles, *splats;
     int columns;
@@ -105,8 +105,8 @@ bin_count(const float* means2d, const float* conics, const float* opacities, con
     depth_keys[i] = float_order_bits(depths[i]);
 }
 
-// Lists the pairs of each splat, splats front to back, as far as there is room. first_by_rank: [splats] first slot of the
-// splat of each rank. counts: in, pairs of each splat; out, those that were listed.
+// Lists the pairs of each splat, splats front to back, as far as there is room. first_by_rank: [splats] first slot of
+// the splat of each rank. counts: in, pairs of each splat; out, those that were listed.
 MQ_KERNEL __launch_bounds__(kBinThreads)
 bin_list(const int* order, const int* first_by_rank, const float* means2d, const float* conics, const float* opacities,
          const float* extents, int splats, int width, int height, int capacity, int* counts, int* slot_first,

@@ -48,7 +48,7 @@ struct Ellipse {
     MQ_HD R edge(R low, R high, float side) const {
         const R dy = minimum(maximum(R(side * dy_right), low), high);
         const R part = dy * R(inverse_ey);
-        const R root = sqrt(maximum(product_sum(R(0.0f) - part, part, R(1.0f)), R(0.0f)));
+        const R root = sqrt(maximum(product_sum(-part, part, R(1.0f)), R(0.0f)));
         return product_sum(R(slope), dy, R(side * half_row) * root);
     }
 
@@ -57,9 +57,9 @@ struct Ellipse {
 
     // Pixels of [0, size) with centres in centre +- half; false when there is none or a number is NaN.
     static MQ_HD bool inside(float centre, float half, int size, int& first, int& last) {
-        const float end = centre + half;
-        const float from = maximum(centre - half - 0.5f, 0.0f), to = minimum(end - 0.5f, float(size - 1));
-        if (!(from <= to) || end != end) return false;
+        const float begin = centre - half, end = centre + half;
+        const float from = maximum(begin - 0.5f, 0.0f), to = minimum(end - 0.5f, float(size - 1));
+        if (!(from <= to) || begin != begin || end != end) return false;
         first = int(ceil(from)), last = int(floor(to));
         return first <= last;
     }
@@ -77,8 +77,8 @@ MQ_HD TileSpan tiles_of_row(const Ellipse& e, int row) {
     const float to_row = minimum(float(row * kTile + kTile - 1), float(e.y1));
     const float low = maximum(from_row + (0.5f - e.y), -e.ey), high = minimum(to_row + (0.5f - e.y), e.ey);
     if (!(low <= high)) return {0, -1};
-    // Truncation is floor for what is >= 0, and one more than it is ceil but at whole numbers; the ellipse was grown, so
-    // no pixel centre is lost there. What lies off the box is cut to it.
+    // Truncation is floor for what is >= 0, and one more than it is ceil but at whole numbers; the ellipse was grown,
+    // so no pixel centre is lost there. What lies off the box is cut to it.
     const float begin = float(e.x0), end = float(e.x1 + 1);
     const float left = e.edge(low, high, -1.0f) + (e.x + 0.5f), right = e.edge(low, high, 1.0f) + (e.x + 0.5f);
     const int first_pixel = int(minimum(maximum(left, begin), end));

@@ -1,4 +1,4 @@
-"""Stable sort of (key, payload) pairs on the GPU, of a number of pairs that only the GPU knows: cuda/gpu/radix_sort.cu."""
+"""Stable sort on the GPU of a number of keys that only the GPU knows: cuda/gpu/radix_sort.cu."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ BLOCK_VALUES = 4096  # values that a block scans
 
 
 def exclusive_sum(values: Tensor, out: Tensor, total: Tensor, *, places: Tensor | None = None) -> None:
-    """out[i] = values[places[0]] + .. + values[places[i - 1]]; total[0] = the sum of all. places: 0, 1, 2, .. when None.
+    """out[i] = values[places[0]] + .. + values[places[i - 1]]; total[0] = the sum of all.
 
-    values, out, places: [N] int32, values >= 0, out none of the others.  total: [1] int32, stays on the device.
+    values, out, places: [N] int32, values >= 0, out none of the others.  places: 0, 1, 2, .. when None.
+    total: [1] int32, stays on the device.
     A sum beyond 2^31 - 1 stays at 2^31 - 1.
     """
     count = out.shape[0]

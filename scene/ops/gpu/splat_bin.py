@@ -64,8 +64,8 @@ class SplatBins:
         """Fields of scene/ops/splat_project.py's Projected: contiguous float32, V rows. V = 0 is fine.
 
         Waits for the device only where the room says little: at the first build, with more tiles than ever, and with a
-        quarter more splats; the lists are then exact. Otherwise there is room for SPARE times the pairs met before, what
-        does not fit is left out, and `check` tells. Raises ValueError for image sides beyond 65536 px.
+        quarter more splats; the lists are then whole. Otherwise there is room for SPARE times the pairs met before;
+        what does not fit is left out, and `check` tells. Raises ValueError for image sides beyond 65536 px.
         """
         if not (1 <= width <= MOST_SIDE and 1 <= height <= MOST_SIDE):
             raise ValueError(f"image sides must be between 1 and {MOST_SIDE} pixels, got {width} x {height}")
