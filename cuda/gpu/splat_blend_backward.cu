@@ -141,7 +141,7 @@ __device__ void blend_tile_backward(float4* staged, float* sums, unsigned* visit
     const int tile = blockIdx.y * gridDim.x + blockIdx.x, end = tile_begin[tile + 1];
     int batch = tile_begin[tile];
     for (; batch < end; batch += kBackwardBatch) {
-        if (__syncthreads_count(is_open(pixels)) == 0) break;  // also: the last batch has been written out
+        if (__syncthreads_count(is_open(pixels)) == 0) break;
         const int count = min(kBackwardBatch, end - batch);
         stage_records(staged, records, pair_splat + batch, count);
         __syncthreads();

@@ -5,10 +5,10 @@
 #pragma once
 #include "gpu/device.h"
 #include "math/splat_blend.h"
+#include "math/splat_tiles.h"
 
 namespace maquette {
 
-constexpr int kTile = 16;
 // A square sub-tile is missed by the most splats; two pixels a lane share dx and give the scheduler two chains.
 constexpr int kSubWidth = 8, kSubHeight = 8;
 constexpr int kPixels = kSubWidth * kSubHeight / kWarp;  // per lane, one below the other
