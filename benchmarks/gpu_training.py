@@ -78,7 +78,7 @@ def seconds_to_targets(task: Task, *, max_seconds: float) -> dict[str, Any]:
         return met or time.monotonic() - began > max_seconds
 
     with suppress(Interrupted):
-        train(task.capture, task.config, save=look, stop=stop)
+        train(task.capture, task.config, device="cuda", save=look, stop=stop)
     reached = first_times(rows, task.targets)
     return {"scene": task.name, "seconds_to_psnr": reached, "judging_seconds": round(judging, 2), "rows": rows}
 

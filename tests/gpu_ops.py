@@ -1,0 +1,199 @@
+"""Every op once on a small scene, with what it computes by name: for parity between backends and for compute-sanitizer.
+
+    compute-sanitizer --tool memcheck python -m tests.gpu_ops       # all of them on the GPU
+
+Inputs are drawn on the CPU from fixed seeds and moved, so each device gets the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scene.cameras import Camera
+from scene.gaussians import Gaussians
+from scene.ops.adam import adam_visible
+from scene.ops.composite import composite
+from scene.ops.photometric_loss import photometric_loss, photometric_loss_and_grad
+from scene.ops.position_noise import scatter_means
+from scene.ops.splat_bin import bin_splats
+from scene.ops.splat_blend import blend
+from scene.ops.splat_project import Projected, project
+from scene.ops.splat_step import AdamState, Rates, SplatStep
+from scene.ops.texture_bake import ObservedPhoto, Samples, Surface, gather
+from scene.ops.texture_bake import blend as blend_texels
+from scene.ops.triangle_raster import cover, mesh_depth
+from scene.ops.tsdf import BLOCK, ObservedDepth, integrate
+from tests.scene.splats import a_camera, random_gaussians
+
+Found = dict[str, Tensor]
+RATES = Rates(means=1e-3, quats=1e-3, log_scales=5e-3, opacity_logits=5e-2, sh_dc=2.5e-3, sh_rest=1.25e-4)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Uniform numbers in 0..1."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def moved(gaussians: Gaussians, device: torch.device) -> Gaussians:
+    """The same on the device."""
+    return Gaussians(**{name: value.to(device) for name, value in gaussians.parameters().items()})
+
+
+def projected_on(device: torch.device) -> tuple[Projected, dict[str, Tensor], Camera]:
+    """Projected splats, the leaves they hang on, and the camera."""
+    camera = a_camera().to(device=device)
+    leaves = {name: v.to(device).requires_grad_() for name, v in random_gaussians(200).parameters().items()}
+    leaves["viewmat"] = camera.viewmat.requires_grad_()
+    options = {"K": camera.K, "width": camera.width, "height": camera.height}
+    return project(**leaves, **options, antialias=True, with_normals=True), leaves, camera  # pyright: ignore[reportArgumentType]
+
+
+def project_op(device: torch.device) -> Found:
+    p, leaves, _ = projected_on(device)
+    assert p.normals is not None
+    outputs = {"means2d": p.means2d, "conics": p.conics, "opacities": p.opacities, "colors": p.colors}
+    outputs |= {"depths": p.depths, "normals": p.normals}
+    weighted = [(value * drawn(*value.shape, seed=k).to(device)).sum() for k, value in enumerate(outputs.values())]
+    gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(leaves.values()))
+    found = {name: value.detach() for name, value in outputs.items()} | {"ids": p.ids, "extents": p.extents}
+    return found | {f"v_{name}": value for name, value in zip(leaves, gradients, strict=True)}
+
+
+def bin_op(device: torch.device) -> Found:
+    p, _, camera = projected_on(device)
+    order, *_ = bin_splats(p, camera.width, camera.height).lists()
+    return {"depths in order": p.depths.detach()[order.to(device).long()]}
+
+
+def blend_op(device: torch.device) -> Found:
+    p, leaves, camera = projected_on(device)
+    absolute = torch.zeros_like(p.means2d)
+    bins = bin_splats(p, camera.width, camera.height)
+    absgrad = absolute if bins.handle is not None else None
+    background = torch.tensor([0.2, 0.5, 0.9], device=device)
+    out = blend(p, bins, background, with_geometry=True, absgrad=absgrad)
+    assert out.depth is not None and out.normal is not None and out.median_depth is not None
+    images = {"rgb": out.rgb, "alpha": out.alpha, "depth": out.depth, "normal": out.normal}
+    weighted = [(value * drawn(*value.shape, seed=k).to(device)).sum() for k, value in enumerate(images.values())]
+    gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(leaves.values()))
+    found = {name: value.detach() for name, value in images.items()}
+    return found | {f"v_{name}": value for name, value in zip(leaves, gradients, strict=True)}
+
+
+def loss_op(device: torch.device) -> Found:
+    image, photo = (
+        drawn(45, 38, 3).to(device).requires_grad_(),
+        (drawn(45, 38, 3, seed=1) * 255).to(device, torch.uint8),
+    )
+    mask = (drawn(45, 38, seed=2) < 0.8).to(device)
+    exposure = torch.tensor([[1.1, 0.9, 1.0], [0.02, -0.03, 0.01]], device=device, requires_grad=True)
+    loss = photometric_loss(image, photo, mask, exposure=exposure)
+    v_image, v_exposure = torch.autograd.grad(loss, [image, exposure])
+    return {"loss": loss.detach(), "v_image": v_image, "v_exposure": v_exposure}
+
+
+def adam_op(device: torch.device) -> Found:
+    param, grad = drawn(300, 15, 3).to(device), drawn(300, 15, 3, seed=1).to(device) - 0.5
+    first, second = torch.zeros_like(param), torch.zeros_like(param)
+    ids = torch.arange(0, 300, 3, dtype=torch.int32, device=device)
+    for step in (1, 2, 3):
+        adam_visible(param, grad, ids, first, second, step=step, lr=1e-2)
+    return {"param": param, "first": first, "second": second}
+
+
+def composite_op(device: torch.device) -> Found:
+    picture = (drawn(33, 21, 4) * 255).to(device, torch.uint8)
+    return {"out": composite(picture[..., :3].contiguous(), picture[..., 3].contiguous(), drawn(3).to(device))}
+
+
+def tsdf_op(device: torch.device) -> Found:
+    camera = a_camera().to(device=device)
+    blocks = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(device, torch.int32)
+    field = torch.zeros(len(blocks), BLOCK, BLOCK, BLOCK, device=device)
+    weights, images = torch.zeros_like(field), drawn(3, camera.height, camera.width).to(device)
+    seen = ObservedDepth(camera, 2.5 + images[0], 0.5 + 0.5 * images[1], images[2])
+    for _ in range(2):
+        integrate(field, weights, blocks, seen, voxel_size=0.05, truncation=0.3)
+    return {"field": field, "weights": weights}
+
+
+def texture_op(device: torch.device) -> Found:
+    camera = a_camera().to(device=device)
+    normals = torch.nn.functional.normalize(drawn(500, 3) - 0.5, dim=1).to(device)
+    empty = Samples.empty(500, 3)
+    samples = Samples(empty.weights.to(device), empty.colors.to(device), empty.views.to(device))
+    size = (camera.height, camera.width)
+    for view in range(4):
+        rgb = (drawn(*size, 3, seed=view) * 255).to(device, torch.uint8)
+        worth = drawn(*size, seed=10 + view).to(device)
+        photo = ObservedPhoto(camera, rgb, worth, torch.full(size, 2.6, device=device))
+        gather(Surface(0.6 * normals, normals), photo, view, samples, tolerance=0.3, grazing=0.1)
+    gains, offsets = 0.9 + 0.2 * drawn(4, 3).to(device), drawn(4, 3, seed=1).to(device)
+    return {"weights": samples.weights, "blended": blend_texels(samples, gains, offsets, power=2.0, spread=40.0)}
+
+
+def triangles_op(device: torch.device) -> Found:
+    vertices, faces = 1.2 * (drawn(60, 3) - 0.5).to(device), torch.arange(60, device=device).view(20, 3)
+    corners = 40 * drawn(12, 3, 2, seed=1).to(device)
+    which, lost = cover(corners, 40, 40)
+    return {"depth": mesh_depth(vertices, faces, a_camera().to(device=device)), "which": which, "lost": lost}
+
+
+def noise_op(device: torch.device) -> Found:
+    gaussians = moved(random_gaussians(200), device)
+    gaussians.opacity_logits -= 5  # faint ones move
+    scatter_means(gaussians, strength=0.5, seed=7, step=3)
+    return {"means": gaussians.means}
+
+
+def step_op(device: torch.device) -> Found:
+    gaussians, camera = moved(random_gaussians(200), device), a_camera().to(device=device)
+    photo = (drawn(camera.height, camera.width, 3) * 255).to(device, torch.uint8)
+    step, background = SplatStep(gaussians, AdamState.zeros(gaussians)), torch.zeros(3, device=device)
+    found = {}
+    for number in range(3):
+        image = step.forward(camera, background, sh_degree=3)
+        loss, v_image = photometric_loss_and_grad(image, photo)
+        found[f"loss {number}"] = torch.as_tensor(loss).detach().clone()
+        step.backward(v_image)
+        if number == 0:
+            found |= {f"v_{name}": value.clone() for name, value in step.gradients().items()}
+        step.update(RATES)
+    found |= step.gaussians.parameters()
+    return found | {"score": step.statistics.score, "seen": step.statistics.seen, "radius": step.statistics.radius}
+
+
+OPS: dict[str, Callable[[torch.device], Found]] = {
+    "project": project_op,
+    "bin": bin_op,
+    "blend": blend_op,
+    "loss": loss_op,
+    "adam": adam_op,
+    "composite": composite_op,
+    "tsdf": tsdf_op,
+    "texture": texture_op,
+    "triangles": triangles_op,
+    "noise": noise_op,
+    "step": step_op,
+}
+
+
+def main() -> int:
+    """All ops on the GPU; non-zero when one gives what is no number."""
+    device = torch.device("cuda")
+    wrong = [
+        f"{op}.{name}"
+        for op, run in OPS.items()
+        for name, value in run(device).items()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    sys.stdout.write(f"ran {len(OPS)} ops; not finite: {', '.join(wrong) or 'none'}\n")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
