@@ -93,7 +93,7 @@ def pictures_along(
         for i, camera in enumerate(path):
             progress(i, len(path))
             shown = picture(scene, camera, background, antialias=antialias)
-            yield (shown.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+            yield (shown.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         progress(len(path), len(path))
 
 

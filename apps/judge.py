@@ -89,7 +89,7 @@ def judge(
     began = time.monotonic()
 
     def shown(camera: Camera, background: Tensor) -> Tensor:
-        return gaussians.picture(trained, camera, background, antialias=config.antialias)
+        return gaussians.picture(trained, camera, background, antialias=config.antialias).cpu()
 
     folder = run.folder / "renders"
     folder.mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ class Recon:
     faces: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """another number of faces for the mesh"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to compute"""
+    """where to train and to render: auto takes an NVIDIA GPU where one can be used (maquette doctor says)"""
     seed: int = 0
     """seed of every random choice"""
     resume: bool = False

@@ -12,7 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from apps.console import JsonLines, Watcher, clock
+from apps.devices import choose_device
 from apps.film import path_cameras, pictures_along, up_of, write_film
 from apps.judge import judge
 from apps.meshing import budget, fine_mesh_file, finish, held_out_psnr, photo_views
@@ -27,7 +30,6 @@ from scene.formats import load_mesh, save_mesh, save_splats
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh
 from scene.mesh_extraction import MeshConfig, gaussians_to_mesh
-from scene.ops import native
 from scene.runs import Run, StepReport
 
 SFM_SHARE = 0.4  # of --max-minutes, for the cameras
@@ -46,8 +48,8 @@ def main(arguments: Sequence[str]) -> None:
 def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
     """Do a whole reconstruction, or the rest of one, and show its progress. Returns the run folder."""
     request = job.request
-    if request.device == "cuda":
-        raise InputError("this version has no GPU kernels yet; use --device auto or cpu")
+    device, unused = choose_device(request.device)
+    gaussians.check_rasterizer(job.config, device)
     if not request.source.exists():
         raise InputError(f"there is no file or folder {request.source}; expected photos, a video or posed images")
     with contextlib.ExitStack() as stack:
@@ -56,7 +58,9 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
             run.listeners.append(stack.enter_context(JsonLines(stop.request)))
         else:
             run.listeners.append(stack.enter_context(Watcher()))
-        work = _Work(run, job, stop)
+        if unused is not None:
+            run.decide(unused)
+        work = _Work(run, job, device, stop)
         try:
             work.all_stages()
         except Interrupted as interrupted:
@@ -69,13 +73,14 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
 class _Work:
     """One reconstruction at work: the run, what was asked, and the stages in their order."""
 
-    def __init__(self, run: Run, job: ReconJob, stop: StopSignal) -> None:
-        self.run, self.job, self.stop = run, job, stop
+    def __init__(self, run: Run, job: ReconJob, device: torch.device, stop: StopSignal) -> None:
+        self.run, self.job, self.device, self.stop = run, job, device, stop
 
     def all_stages(self) -> None:
         """Every stage that has not been finished yet. Raises the errors of the contract."""
         run, request = self.run, self.job.request
-        run.write_environment(device="cpu", backend=native.explain(), seed=request.seed)
+        kernels = gaussians.explain(self.job.config, self.device)
+        run.write_environment(device=self.device.type, backend=kernels, seed=request.seed)
         run.add_metrics(method=self.job.method, source=str(request.source))
         with contextlib.ExitStack() as stack:
             capture = stack.enter_context(self.open_source())
@@ -184,9 +189,17 @@ class _Work:
             run.save_checkpoint(checkpoint.tensors, checkpoint.state)
 
         trained = gaussians.train(
-            capture, self.job.config, max_seconds=seconds, on_step=on_step, save=save, resume=resume, stop=self.stop
+            capture,
+            self.job.config,
+            device=self.device,
+            max_seconds=seconds,
+            on_step=on_step,
+            save=save,
+            decide=run.decide,
+            resume=resume,
+            stop=self.stop,
         )
-        save_splats(run.folder / "scene.ply", trained)
+        save_splats(run.folder / "scene.ply", trained.to(device="cpu"))
         trained = load_scene(run)  # what the file holds, so that a resume after this point sees the same scene
         state = run.checkpoint_facts().get("state", {})
         spent, steps = float(state.get("seconds", 0.0)), last[0].step if last else int(state.get("step", 0))
@@ -201,7 +214,7 @@ class _Work:
         if self.run.finished("evaluate") is None:
             self.run.stage = "evaluate"
             self.run.event()
-            judge(self.run, capture, trained, self.job.config, self.progress, self.stop)
+            judge(self.run, capture, trained.to(device=self.device), self.job.config, self.progress, self.stop)
 
     def meshed(self, capture: Capture, trained: Gaussians) -> None:
         """mesh_fine.ply and mesh.glb; a scene that gives none is said to, and the rest goes on."""
@@ -255,7 +268,7 @@ class _Work:
         width = min(TURNTABLE_WIDTH, seen.cameras[0].width)
         path = path_cameras(seen, "auto", TURNTABLE_FRAMES, width)
         frames = pictures_along(
-            trained,
+            trained.to(device=self.device),
             path,
             seen.background,
             lambda done, total: self.progress(done, total, ""),

@@ -28,7 +28,7 @@ from scene.cameras import Camera
 from scene.densify import Edit, add_position_noise, gradient_refine, mcmc_refine, reset_opacities
 from scene.errors import InputError, Interrupted, ResourceError, is_out_of_memory
 from scene.gaussians import Gaussians
-from scene.ops import native
+from scene.ops import gsplat_raster, native
 from scene.ops.composite import composite
 from scene.ops.photometric_loss import photometric_loss_and_grad
 from scene.ops.position_noise import scatter_means
@@ -56,6 +56,8 @@ class Config:
     """how many halvings of the photos training starts with"""
     exposure: Literal["auto", "on", "off"] = "auto"
     """learn a gain and an offset per photo; auto: for photos, not for rendered data sets"""
+    rasterizer: Literal["maquette", "gsplat"] = "maquette"
+    """what draws the splats in training: our kernels, or gsplat's where it is installed and a GPU is there"""
     antialias: bool = False
     """compensate the opacity of splats thinner than a pixel (Mip-Splatting)"""
     means_lr: float = 6.4e-4
@@ -268,8 +270,8 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     assert view.camera is not None
     camera = view.camera.resized(photo.rgb.shape[1], photo.rgb.shape[0])
     background = torch.rand(3, generator=trainer.generator) if photo.alpha is not None else torch.zeros(3)
-    background = background.to(photo.rgb.device, non_blocking=True)  # a blocking copy would wait for the step before
-    target = photo.rgb if photo.alpha is None else composite(photo.rgb, photo.alpha, background)
+    below = background.to(photo.rgb.device, non_blocking=True)  # a blocking copy would wait for the step before
+    target = photo.rgb if photo.alpha is None else composite(photo.rgb, photo.alpha, below)
 
     image = step.forward(
         camera, background, sh_degree=_degree(config, p), antialias=config.antialias, near=NEAR * trainer.extent
@@ -289,7 +291,7 @@ def _one_step(trainer: _Trainer, p: float) -> None:
         exposures.learn(index, v_exposure, p)
     step.backward(v_image, absgrad=config.densify == "absgrad")
     step.update(_rates(trainer, p))
-    if config.densify == "mcmc" and p < REFINE_TO and trainer.done % NOISE_EVERY == 0:
+    if config.densify == "mcmc" and config.noise > 0 and p < REFINE_TO and trainer.done % NOISE_EVERY == 0:
         _explore(trainer, config.noise * _means_lr(trainer, p) * math.sqrt(NOISE_EVERY))
     if _refine_is_due(trainer, p):
         _refine(trainer, p)
@@ -422,7 +424,7 @@ def _fresh(capture: Capture, config: Config, device: torch.device) -> _Trainer:
         capture,
         PhotoCache(capture, device),
         config,
-        SplatStep(gaussians, AdamState.zeros(gaussians)),
+        _step(gaussians, AdamState.zeros(gaussians), config),
         Exposures.identity(len(capture.views), capture.train).to(device) if exposed else None,
         generator,
         scene_extent(capture),
@@ -462,6 +464,25 @@ def _checkpoint(trainer: _Trainer) -> Checkpoint:
         "loss": float(trainer.loss),
     }
     return Checkpoint({name: value.cpu() for name, value in tensors.items()}, state)
+
+
+def check_rasterizer(config: Config, device: torch.device) -> None:
+    """Raises InputError when the rasterizer asked for cannot be used on `device`."""
+    if config.rasterizer == "gsplat":
+        gsplat_raster.check(device)
+
+
+def explain(config: Config, device: torch.device) -> str:
+    """One line: what draws the splats on `device`, its first word being the backend."""
+    return gsplat_raster.explain() if config.rasterizer == "gsplat" else native.explain(device)
+
+
+def _step(gaussians: Gaussians, adam: AdamState, config: Config) -> SplatStep:
+    """A training step by the rasterizer asked for."""
+    check_rasterizer(config, gaussians.means.device)
+    if config.rasterizer == "gsplat":
+        return SplatStep(gaussians, adam, gsplat_raster.GsplatPass())
+    return SplatStep(gaussians, adam)
 
 
 def learns_exposure(capture: Capture, config: Config) -> bool:
@@ -523,7 +544,7 @@ def _unpacked(capture: Capture, config: Config, checkpoint: Checkpoint, device: 
         return {name: value.to(device) for name, value in group(prefix).items()}
 
     gaussians = Gaussians(**moved("gaussians."))
-    step = SplatStep(gaussians, AdamState(moved("exp_avg."), moved("exp_avg_sq."), int(state["adam_steps"])))
+    step = _step(gaussians, AdamState(moved("exp_avg."), moved("exp_avg_sq."), int(state["adam_steps"])), config)
     step.statistics.score.copy_(tensors["score"])
     step.statistics.seen.copy_(tensors["seen"])
     step.statistics.radius.copy_(tensors["radius"])

@@ -18,8 +18,8 @@ CHECK_EVERY-th, which then grow the room and draw in full; the steps in between 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import InitVar, dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -122,19 +122,35 @@ class Upstream:
     normal: Tensor | None
 
 
+class Pass(Protocol):
+    """How a step draws, back-propagates and learns; the arguments and results are `SplatStep`'s own."""
+
+    def visible(self) -> Tensor: ...
+
+    def forward(self, gaussians: Gaussians, shot: Shot) -> Blended: ...
+
+    def backward(self, upstream: Upstream, absgrad: bool) -> None: ...
+
+    def gradients(self, gaussians: Gaussians) -> dict[str, Tensor]: ...
+
+    def update(self, gaussians: Gaussians, adam: AdamState, statistics: Statistics, rates: Rates) -> None: ...
+
+
 @dataclass
 class SplatStep:
-    """Training state of one set of Gaussians; `update` changes the tensors of `gaussians` and `adam` in place."""
+    """Training state of one set of Gaussians; `update` changes the tensors of `gaussians` and `adam` in place.
+
+    rasterizer: another way to draw than by our kernels or, without them, our reference.
+    """
 
     gaussians: Gaussians
     adam: AdamState
+    rasterizer: InitVar[Pass | None] = None
     statistics: Statistics = field(init=False)
     images: Blended = field(init=False)  # all that the last forward drew; depth is the sum of w z, not yet over alpha
 
-    def __post_init__(self) -> None:
-        self._pass: _Fused | _Composed = (
-            _Fused(self.gaussians.means.device) if _is_native(self.gaussians) else _Composed()
-        )
+    def __post_init__(self, rasterizer: Pass | None) -> None:
+        self._pass: Pass = rasterizer or _own_pass(self.gaussians)
         self.replace(self.gaussians, self.adam)
 
     def replace(self, gaussians: Gaussians, adam: AdamState) -> None:
@@ -203,9 +219,10 @@ class SplatStep:
         self._pass.update(self.gaussians, self.adam, self.statistics, rates)
 
 
-def _is_native(gaussians: Gaussians) -> bool:
+def _own_pass(gaussians: Gaussians) -> Pass:
     means = gaussians.means
-    return means.dtype == torch.float32 and native.has(means.device, means.dtype)
+    fused = means.dtype == torch.float32 and native.has(means.device, means.dtype)
+    return _Fused(means.device) if fused else _Composed()
 
 
 class _Fused:
