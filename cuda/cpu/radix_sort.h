@@ -5,16 +5,9 @@
 #include <utility>
 
 #include "cpu/buffer.h"
+#include "math/float_order.h"
 
 namespace maquette {
-
-// Bits whose unsigned order is the order of the floats. -0 and 0 are one; a NaN comes last or first by its sign.
-inline std::uint32_t float_order_bits(float value) {
-    value += 0.0f;
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 class RadixSort {
   public:

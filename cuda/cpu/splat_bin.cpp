@@ -1,7 +1,6 @@
 #include "cpu/splat_bin.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -16,42 +15,6 @@ namespace {
 constexpr int kBandsPerTile = kTile / kBlock;
 constexpr int kPrefetch = 16;  // splats ahead
 
-// The region alpha >= 1/255 of a splat: xx dx^2 + 2 xy dx dy + yy dy^2 <= t, t = 2 ln(255 opacity), grown a little so
-// that rounding never loses a pixel. On the line dy the ellipse spans dx = slope dy +- half_row sqrt(1 - (dy / ey)^2).
-struct Ellipse {
-    float x, y, ex, ey;      // centre and half extents, px
-    float inverse_ey;
-    float slope, half_row;   // see above
-    float dy_right;          // where dx is largest; smallest at -dy_right
-    int x0, x1, y0, y1;      // pixels whose centres lie in the box, cut to the image
-
-    // False when it touches no pixel, or is no ellipse (NaN included).
-    bool make(const SplatShapes& splats, std::uint32_t i, int width, int height) {
-        const float t = 2.0f * std::log(255.0f * splats.opacities[i]);
-        const float xx = splats.conics[3 * i], xy = splats.conics[3 * i + 1], yy = splats.conics[3 * i + 2];
-        if (!(t >= 0 && xx > 0 && yy > 0 && xx * yy > 0 && std::isfinite(t + xx + xy + yy))) return false;
-        x = splats.means2d[2 * i], y = splats.means2d[2 * i + 1];
-        ex = grown(splats.extents[2 * i]), ey = grown(splats.extents[2 * i + 1]);
-        inverse_ey = 1.0f / ey;
-        const float inverse_xx = 1.0f / xx;
-        slope = -xy * inverse_xx;
-        half_row = grown(std::sqrt(t * inverse_xx));
-        dy_right = -xy / yy * ex;
-        return inside(x, ex, width, x0, x1) && inside(y, ey, height, y0, y1);
-    }
-
-  private:
-    static float grown(float length) { return length * 1.0001f + 0.01f; }
-
-    // Pixels of [0, size) with centres in centre +- half; false when there is none or a number is NaN.
-    static bool inside(float centre, float half, int size, int& first, int& last) {
-        const float from = std::max(centre - half - 0.5f, 0.0f), to = std::min(centre + half - 0.5f, float(size - 1));
-        if (!(from <= to) || std::isnan(centre + half)) return false;
-        first = int(std::ceil(from)), last = int(std::floor(to));
-        return first <= last;
-    }
-};
-
 constexpr int kStripBlocks = 32;  // block columns of a strip: one bit each
 
 // The blocks of a strip that the ellipse touches, for Floats::count bands of four pixel rows at once.
@@ -64,7 +27,7 @@ struct BandMasks {
         const Floats to_row = minimum(top + Floats(kBlock - 1.0f), Floats(float(e.y1)));
         const Floats low = maximum(from_row + Floats(0.5f - e.y), Floats(-e.ey));
         const Floats high = minimum(to_row + Floats(0.5f - e.y), Floats(e.ey));
-        const Floats right = edge(e, low, high, 1.0f), left = edge(e, low, high, -1.0f);
+        const Floats right = e.edge(low, high, 1.0f), left = e.edge(low, high, -1.0f);
         // Truncation is floor for what is >= 0, and one more than it is ceil but at whole numbers; the ellipse was
         // grown, so no pixel centre is lost there. What lies off the box is cut to it.
         const Floats begin(float(e.x0)), end(e.x1 + 1.0f);
@@ -89,15 +52,12 @@ struct BandMasks {
         for (int i = 0; i < Floats::count; ++i) index[i] = float(i);
         return Floats::load(index);
     }
-
-    // Largest (side 1) or smallest (side -1) dx of the ellipse within low <= dy <= high.
-    static Floats edge(const Ellipse& e, Floats low, Floats high, float side) {
-        const Floats dy = minimum(maximum(Floats(side * e.dy_right), low), high);
-        const Floats part = dy * Floats(e.inverse_ey);
-        const Floats root = sqrt(maximum(Floats(1.0f) - part * part, Floats(0.0f)));
-        return Floats(e.slope) * dy + Floats(side * e.half_row) * root;
-    }
 };
+
+bool make(Ellipse& e, const SplatShapes& splats, std::uint32_t i, int width, int height) {
+    return e.make(splats.means2d + 2 * i, splats.conics + 3 * i, splats.opacities[i], splats.extents + 2 * i, width,
+                  height);
+}
 
 // Depth order jumps about in the arrays.
 void prefetch(const SplatShapes& splats, std::uint32_t i) {
@@ -119,8 +79,8 @@ void SplatBins::list_chunk(const SplatShapes& splats, int chunk) {
     for (std::uint32_t rank = chunk_begin(chunk); rank < chunk_begin(chunk + 1); ++rank) {
         slot_begin_[rank] = std::uint32_t(pairs.size());  // within the chunk, for now
         if (rank + kPrefetch < count_) prefetch(splats, order_[rank + kPrefetch]);
-        if (!ellipse.make(splats, order_[rank], width_, height_)) continue;
-        const int first_row = ellipse.y0 / kTile, last_row = ellipse.y1 / kTile;
+        if (!make(ellipse, splats, order_[rank], width_, height_)) continue;
+        const int first_row = ellipse.first_row(), last_row = ellipse.last_row();
         const int first_strip = ellipse.x0 / (kStripBlocks * kBlock), last_strip = ellipse.x1 / (kStripBlocks * kBlock);
         for (int strip = first_strip; strip <= last_strip; ++strip)
             for (int row = first_row; row <= last_row; ++row) {

@@ -5,10 +5,10 @@
 
 #include "cpu/buffer.h"
 #include "cpu/radix_sort.h"
+#include "math/splat_tiles.h"
 
 namespace maquette {
 
-constexpr int kTile = 16;         // px, side of a tile
 constexpr int kBlock = 4;         // px, side of a block; a tile has 4 x 4 of them
 constexpr int kTileBlocks = 16;
 constexpr int kBlockPixels = 16;
