@@ -298,7 +298,7 @@ def test_the_public_op_and_its_gradient_take_the_gpu_path(host_gpu, dtype: torch
         assert torch.equal(again[name], value), name
 
 
-def blended_by(splats: Projected, width: int, height: int) -> dict[str, Tensor]:
+def blended_by(splats: Projected, width: int, height: int) -> dict[str, Any]:
     """Images and gradients through bin_splats, blend and autograd."""
     fields: dict[str, Any] = {name: getattr(splats, name).requires_grad_() for name in FIELDS}
     background = BACKGROUND.to(splats.means2d, copy=True).requires_grad_()
