@@ -117,7 +117,7 @@ def equal_to_the_bit(ours: OurStep, v_image: Tensor) -> bool:
     return all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def race(scene: scenes.BenchmarkScene, card: Card, *, samples: int, peer: bool) -> dict[str, Any]:
+def race(scene: scenes.BenchmarkScene, card: Card, samples: int, *, peer: bool) -> dict[str, Any]:
     """All figures of one scene, on the device that holds it."""
     device, camera = scene.photo.device, scene.camera
     generator = torch.Generator().manual_seed(0)
@@ -257,17 +257,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     card = Card(copy_rate(device), result["card"]["multiprocessors"])
     result |= {"copy_bytes_per_second": card.copy_rate, "scenes": [], "trainings": []}
     print(f"a copy moves {card.copy_rate / 1e12:.2f} TB/s, read and written")
-    for count in options.counts:
-        for width, height in options.sizes:
-            scene = on_device(scenes.synthetic(count, width, height), device)
-            result["scenes"].append(race(scene, card, samples=options.samples, peer=missing is None))
-            print(report(result["scenes"][-1]), flush=True)
-    if not options.no_training:
-        result["trainings"] = list(_trainings(options.training_seconds))
+    file = options.json and Path(str(options.json).replace("{card}", slug(result["card"]["name"])))
     result["record"] = record()
     result["record"]["commit"] = options.commit or result["record"]["commit"]
-    write_json(options.json and Path(str(options.json).replace("{card}", slug(result["card"]["name"]))), result)
+    for part, facts in _parts(options, card, device, peer=missing is None):
+        result[part].append(facts)
+        write_json(file, result)  # as far as it has come: a run that is cut short keeps its figures
     return 0
+
+
+def _parts(
+    options: argparse.Namespace, card: Card, device: torch.device, *, peer: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the command line asks for, one scene or training at a time, and under which key it is kept."""
+    for count in options.counts:
+        for width, height in options.sizes:
+            facts = race(on_device(scenes.synthetic(count, width, height), device), card, options.samples, peer=peer)
+            print(report(facts), flush=True)
+            yield "scenes", facts
+    if not options.no_training:
+        for facts in _trainings(options.training_seconds):
+            yield "trainings", facts
 
 
 def _trainings(max_seconds: float) -> Iterator[dict[str, Any]]:

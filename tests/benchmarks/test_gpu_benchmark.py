@@ -110,7 +110,7 @@ def test_files_are_named_after_the_card(name: str, wanted: str) -> None:
 
 @needs_kernels
 def test_a_toy_race_without_the_peer_fills_the_record(tmp_path: Path) -> None:
-    facts = gpu.race(scenes.synthetic(400, 48, 32), H200, samples=2, peer=False)
+    facts = gpu.race(scenes.synthetic(400, 48, 32), H200, 2, peer=False)
     assert facts["equal_to_the_bit"] is True
     assert 0 < facts["visible"] <= 400 and facts["pairs"] > 0
     assert set(facts["ms"]) == {"ours: forward + backward", "ours: step"}
