@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import struct
 import threading
 import time
 import warnings
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 OLDEST = (7, 5)  # Turing: the oldest that CUDA 13's NVRTC compiles for
 INSTALL = 'pip install "maquette[gpu]"'
-INT_MAX = 2**31 - 1
+MOST_ARGUMENTS = 64
 
 
 @dataclass(frozen=True)
@@ -167,19 +168,13 @@ def start(
 ) -> None:
     """`launch` on the current card `index` and a stream given by its handle; asks nothing of torch.cuda."""
     driver = compiler.nvidia("bindings.driver")
-    if not hasattr(_thread, "attached"):
+    if not _thread.attached:
         _attach(index)
     function = _functions.get((index, source, name)) or _find(index, source, name)
-    values, types = _packed(source, name, arguments)
-    status = driver.cuLaunchKernel(function, *grid, *block, 0, stream, (values, types), 0)[0]
+    packed = _thread.pack(source, name, arguments)
+    status = driver.cuLaunchKernel(function, *grid, *block, 0, stream, packed, 0)[0]
     if status:
         _check(status, f"starting the GPU kernel {source}.{name} on {grid} blocks of {block} threads")
-
-
-_modules: dict[tuple[int, str], Any] = {}  # loaded kernel files, by card and file
-_made: list[compiler.Compiled] = []
-_functions: dict[tuple[int, str, str], Any] = {}  # CUfunction by card, file and kernel
-_thread = threading.local()
 
 
 def _attach(index: int) -> None:
@@ -208,26 +203,45 @@ def _find(index: int, source: str, name: str) -> Any:
     return function
 
 
-def _packed(source: str, name: str, arguments: Sequence[Argument]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Values and C types of a kernel's arguments, as cuda.bindings takes them."""
-    values: list[Any] = []
-    types: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            values.append(argument.data_ptr())
-            types.append(ctypes.c_void_p)
-        elif argument is None:
-            values.append(0)
-            types.append(ctypes.c_void_p)
-        elif isinstance(argument, float):
-            values.append(argument)
-            types.append(ctypes.c_float)
-        else:
-            if not -INT_MAX <= argument <= INT_MAX:  # ctypes would wrap it silently
-                raise ValueError(f"{source}.{name} takes 32-bit integers, got {argument}; split the work")
-            values.append(int(argument))
-            types.append(ctypes.c_int)
-    return tuple(values), tuple(types)
+class _Slots(threading.local):
+    """Room for the arguments of one launch, per thread: 8 bytes each, and the array of their addresses.
+
+    Several times faster than letting cuda.bindings make both from ctypes for every launch.
+    """
+
+    def __init__(self) -> None:
+        self.values = (ctypes.c_uint64 * MOST_ARGUMENTS)()
+        first = ctypes.addressof(self.values)
+        self.pointers = (ctypes.c_void_p * MOST_ARGUMENTS)(*range(first, first + 8 * MOST_ARGUMENTS, 8))
+        self.address = ctypes.addressof(self.pointers)
+        self.attached = False  # whether this thread has the card's context
+
+    def pack(self, source: str, name: str, arguments: Sequence[Argument]) -> int:
+        """Puts the arguments into their slots and returns the address of the array that cuLaunchKernel reads."""
+        form, values = "", []
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                form += "P"
+                values.append(argument.data_ptr())
+            elif argument is None:
+                form += "P"
+                values.append(0)
+            else:
+                form += "f4x" if isinstance(argument, float) else "i4x"
+                values.append(argument)
+        try:
+            struct.pack_into(form, self.values, 0, *values)
+        except struct.error as error:
+            raise ValueError(
+                f"{source}.{name} takes 32-bit integers, got {values} ({error}); split the work"
+            ) from error
+        return self.address
+
+
+_modules: dict[tuple[int, str], Any] = {}  # loaded kernel files, by card and file
+_made: list[compiler.Compiled] = []
+_functions: dict[tuple[int, str, str], Any] = {}  # CUfunction by card, file and kernel
+_thread = _Slots()
 
 
 def _check(status: Any, doing: str) -> None:
