@@ -84,8 +84,8 @@ MQ_KERNEL __launch_bounds__(kThreads)
     }
 }
 
-// points, normals: [count, 3].  rgb: [height, width, 3].  worth, depth: [height, width].  weights, views: [count, keep].
-// colors: [count, keep, 3].
+// points, normals: [count, 3].  rgb: [height, width, 3].  worth, depth: [height, width].
+// weights, views: [count, keep].  colors: [count, keep, 3].
 MQ_KERNEL __launch_bounds__(kThreads)
     gather_photo(const float* points, const float* normals, int count, const unsigned char* rgb, const float* worth,
                  const float* depth, int width, int height, const float* viewmat, const float* K, int view,
@@ -95,8 +95,18 @@ MQ_KERNEL __launch_bounds__(kThreads)
     const float* m = viewmat;
     const Mat3<float> rotation{{m[0], m[1], m[2]}, {m[4], m[5], m[6]}, {m[8], m[9], m[10]}};
     const Vec3<float> translation{m[3], m[7], m[11]};
-    const PhotoPlanes<float> photo{rgb,  worth, depth, width,    height,      K[0],
-                                   K[4], K[2],  K[5],  rotation, translation, -1.0f * (transpose(rotation) * translation)};
+    const PhotoPlanes<float> photo{rgb,
+                                   worth,
+                                   depth,
+                                   width,
+                                   height,
+                                   K[0],
+                                   K[4],
+                                   K[2],
+                                   K[5],
+                                   rotation,
+                                   translation,
+                                   -1.0f * (transpose(rotation) * translation)};
     const float *p = points + 3 * t, *n = normals + 3 * t;
     const Sample<float> seen = sample_photo(photo, {p[0], p[1], p[2]}, {n[0], n[1], n[2]}, tolerance, grazing);
     keep_sample({weights + keep * t, colors + 3 * keep * t, views + keep * t, keep}, seen, view);
