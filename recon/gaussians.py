@@ -22,13 +22,24 @@ from torch import Tensor
 from data.captures import Capture, PointCloud
 from recon.evaluation import evaluate
 from recon.exposure import Exposures
+from recon.gaussians_state import (
+    Checkpoint,
+    Trainer,
+    brightest,
+    check_rasterizer,
+    checkpoint_of,
+    explain,
+    restored,
+    step_of,
+    unpacked,
+)
 from recon.initial_points import initial_points, scene_extent
 from recon.photo_cache import PhotoCache
 from scene.cameras import Camera
 from scene.densify import Edit, add_position_noise, gradient_refine, mcmc_refine, reset_opacities
 from scene.errors import InputError, Interrupted, ResourceError, is_out_of_memory
 from scene.gaussians import Gaussians
-from scene.ops import gsplat_raster, native
+from scene.ops import native
 from scene.ops.composite import composite
 from scene.ops.photometric_loss import photometric_loss_and_grad
 from scene.ops.position_noise import scatter_means
@@ -36,6 +47,8 @@ from scene.ops.splat_step import AdamState, Rates, SplatStep
 from scene.rasterize import RasterSettings, render
 from scene.runs import StepReport
 from scene.untrusted import MAX_SPLATS
+
+__all__ = ["PRESETS", "Checkpoint", "Config", "check_rasterizer", "explain", "learns_exposure", "picture", "train"]
 
 
 @dataclass(frozen=True)
@@ -116,43 +129,6 @@ LEFT_SHARE = 0.75  # of the splats, after a step that found no memory
 LEAST_SHARE = 0.125  # of the cap asked for; with less the scene would be another one
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that training needs to go on as if it had not been stopped: tensors, and a JSON-able state."""
-
-    tensors: dict[str, Tensor]
-    state: dict[str, float | int | str]
-
-
-@dataclass
-class _Trainer:
-    """The state of one training run; `train` drives it."""
-
-    capture: Capture
-    photos: PhotoCache
-    config: Config
-    step: SplatStep
-    exposures: Exposures | None
-    generator: torch.Generator
-    extent: float
-    queue: Tensor  # views still to come in this epoch
-    first_count: int
-    cap: int  # on the count of splats
-    done: int = 0
-    seconds: float = 0.0
-    refined: tuple[int, float] = (0, 0.0)  # step and progress of the last refinement
-    watched: int = 0
-    psnr: float | None = None
-    loss: Tensor | float = math.nan  # on the device; reading it waits for the step, so only reports do
-    _v_image: Tensor | None = None
-
-    def v_image_like(self, image: Tensor) -> Tensor:
-        """The kept buffer for the gradient by the picture."""
-        if self._v_image is None or self._v_image.shape != image.shape:
-            self._v_image = torch.empty_like(image)
-        return self._v_image
-
-
 def train(
     capture: Capture,
     config: Config,
@@ -176,7 +152,7 @@ def train(
     """
     began = time.monotonic()
     device = torch.device(device)
-    trainer = _restored(capture, config, resume, device) if resume else _fresh(capture, config, device)
+    trainer = restored(capture, config, resume, device) if resume else _fresh(capture, config, device)
     began -= trainer.seconds
     last_save = last_report = time.monotonic()
     while (p := _progress(trainer, max_seconds)) < 1:
@@ -187,20 +163,20 @@ def train(
         now = time.monotonic()
         trainer.seconds = now - began
         if stop():
-            save(_checkpoint(trainer))
+            save(checkpoint_of(trainer))
             raise Interrupted(f"stopped after {trainer.done} steps; --resume goes on from there")
         if now - last_save > config.checkpoint_seconds:
-            save(_checkpoint(trainer))
+            save(checkpoint_of(trainer))
             last_save = time.monotonic()
         if now - last_report > 0.5:
             on_step(_report(trainer, max_seconds))
             last_report = now
-    save(_checkpoint(trainer))
+    save(checkpoint_of(trainer))
     on_step(_report(trainer, max_seconds))
     return _seen_only(trainer)
 
 
-def _had_memory(trainer: _Trainer, p: float) -> bool:
+def _had_memory(trainer: Trainer, p: float) -> bool:
     """One step; False when memory ran out. What is done then waits until the error and all it holds are gone."""
     try:
         _one_step(trainer, p)
@@ -211,14 +187,14 @@ def _had_memory(trainer: _Trainer, p: float) -> bool:
     return True
 
 
-def _made_smaller(trainer: _Trainer, save: Callable[[Checkpoint], None], decide: Callable[[str], None]) -> _Trainer:
+def _made_smaller(trainer: Trainer, save: Callable[[Checkpoint], None], decide: Callable[[str], None]) -> Trainer:
     """The same training with a lower cap, without its faintest splats and without photos on the device; saved before.
 
     Raises ResourceError when too few splats would be left.
     """
     capture, config, device = trainer.capture, trainer.config, trainer.step.gaussians.means.device
     count = len(trainer.step.gaussians)
-    whole = _checkpoint(trainer)
+    whole = checkpoint_of(trainer)
     if trainer.done:
         save(whole)
     cap = int(LEFT_SHARE * count)
@@ -229,25 +205,13 @@ def _made_smaller(trainer: _Trainer, save: Callable[[Checkpoint], None], decide:
         )
     trainer.photos.drop()
     del trainer.step  # from here on the device has room
-    smaller = _unpacked(capture, config, _brightest(whole, cap), device)
+    smaller = unpacked(capture, config, brightest(whole, cap), device)
     smaller.photos.drop()
     decide(f"Memory ran out on {device} with {count:,} splats; training goes on with at most {cap:,}.")
     return smaller
 
 
-def _brightest(checkpoint: Checkpoint, cap: int) -> Checkpoint:
-    """A checkpoint with the `cap` most opaque of its splats, and statistics that start again."""
-    tensors = dict(checkpoint.tensors)
-    kept = tensors["gaussians.opacity_logits"].topk(cap).indices.sort().values
-    for name in tensors:
-        if name.startswith(("gaussians.", "exp_avg")):
-            tensors[name] = tensors[name][kept]
-    for name in ("score", "seen", "radius"):
-        tensors[name] = tensors[name].new_zeros(cap)
-    return Checkpoint(tensors, {**checkpoint.state, "cap": cap})
-
-
-def _seen_only(trainer: _Trainer) -> Gaussians:
+def _seen_only(trainer: Trainer) -> Gaussians:
     """The trained splats without floaters nobody vouches for: too faint, or in no photo since the last refinement."""
     gaussians, statistics = trainer.step.gaussians, trainer.step.statistics
     keep = gaussians.opacities > MIN_OPACITY
@@ -256,12 +220,12 @@ def _seen_only(trainer: _Trainer) -> Gaussians:
     return gaussians.select(keep) if bool(keep.any()) else gaussians
 
 
-def _progress(trainer: _Trainer, max_seconds: float | None) -> float:
+def _progress(trainer: Trainer, max_seconds: float | None) -> float:
     share = trainer.done / trainer.config.steps
     return max(share, trainer.seconds / max_seconds) if max_seconds else share
 
 
-def _one_step(trainer: _Trainer, p: float) -> None:
+def _one_step(trainer: Trainer, p: float) -> None:
     """One photo: render, compare, learn; now and then refine."""
     config, capture, step = trainer.config, trainer.capture, trainer.step
     level = _level(config, capture, trainer.done, p)
@@ -298,7 +262,7 @@ def _one_step(trainer: _Trainer, p: float) -> None:
     _watch(trainer, p)
 
 
-def _explore(trainer: _Trainer, strength: float) -> None:
+def _explore(trainer: Trainer, strength: float) -> None:
     """MCMC's noise: from the generator on the CPU; on a GPU from counters, which need no list of what moves."""
     gaussians = trainer.step.gaussians
     if native.backend(gaussians.means.device) == "cuda":
@@ -318,11 +282,11 @@ def _degree(config: Config, p: float) -> int:
     return min(config.sh_degree, sum(p >= at for at in SH_STEPS))
 
 
-def _means_lr(trainer: _Trainer, p: float) -> float:
+def _means_lr(trainer: Trainer, p: float) -> float:
     return trainer.config.means_lr * trainer.extent * 0.01**p
 
 
-def _rates(trainer: _Trainer, p: float) -> Rates:
+def _rates(trainer: Trainer, p: float) -> Rates:
     """Twice the learning rates of 3DGS but for opacity; that of the centres falls a hundredfold."""
     mcmc = trainer.config.densify == "mcmc"
     return Rates(
@@ -337,7 +301,7 @@ def _rates(trainer: _Trainer, p: float) -> Rates:
     )
 
 
-def _next_view(trainer: _Trainer, level: int) -> int:
+def _next_view(trainer: Trainer, level: int) -> int:
     """Views in a new random order each epoch; the next few are decoded ahead."""
     if len(trainer.queue) == 0:
         order = torch.randperm(len(trainer.capture.train), generator=trainer.generator)
@@ -347,13 +311,13 @@ def _next_view(trainer: _Trainer, level: int) -> int:
     return index
 
 
-def _refine_is_due(trainer: _Trainer, p: float) -> bool:
+def _refine_is_due(trainer: Trainer, p: float) -> bool:
     """Every hundred steps, or every hundredth of the run where that comes first."""
     steps, share = trainer.done - trainer.refined[0], p - trainer.refined[1]
     return GROW_FROM <= p < REFINE_TO and (steps >= 100 or (steps >= 10 and share >= 0.01))
 
 
-def _refine(trainer: _Trainer, p: float) -> None:
+def _refine(trainer: Trainer, p: float) -> None:
     """Grows, moves and prunes by the chosen family."""
     config, step = trainer.config, trainer.step
     before, trainer.refined = trainer.refined[0], (trainer.done, p)
@@ -373,19 +337,19 @@ def _refine(trainer: _Trainer, p: float) -> None:
         reset_opacities(step.gaussians, 0.01)
 
 
-def _mean_score(trainer: _Trainer) -> Tensor:
+def _mean_score(trainer: Trainer) -> Tensor:
     """[N] mean image-space gradient of each splat since the last refinement."""
     statistics = trainer.step.statistics
     return statistics.score / statistics.seen.clamp_min(1)
 
 
-def _wanted_count(trainer: _Trainer, p: float) -> int:
+def _wanted_count(trainer: Trainer, p: float) -> int:
     """Count of splats on the way from the first to the cap: the same factor for the same share of the run."""
     share = min(1.0, (p - GROW_FROM) / (GROW_TO - GROW_FROM))
     return max(1, min(trainer.cap, round(trainer.first_count * (trainer.cap / trainer.first_count) ** share)))
 
 
-def _absgrad_edit(trainer: _Trainer, p: float) -> Edit:
+def _absgrad_edit(trainer: Trainer, p: float) -> Edit:
     return gradient_refine(
         trainer.step.gaussians,
         _mean_score(trainer),
@@ -409,7 +373,7 @@ def _apply(step: SplatStep, edit: Edit) -> None:
     step.replace(edit.gaussians, moments)
 
 
-def _fresh(capture: Capture, config: Config, device: torch.device) -> _Trainer:
+def _fresh(capture: Capture, config: Config, device: torch.device) -> Trainer:
     """The state before the first step."""
     if not capture.train or any(capture.views[i].camera is None for i in capture.train):
         raise InputError("training needs photos with known cameras; estimate them first (maquette recon does)")
@@ -420,11 +384,11 @@ def _fresh(capture: Capture, config: Config, device: torch.device) -> _Trainer:
         points = PointCloud(points.xyz[chosen], points.rgb[chosen])
     gaussians = Gaussians.from_points(points.xyz, points.rgb, sh_degree=config.sh_degree).to(device=device)
     exposed = learns_exposure(capture, config)
-    return _Trainer(
+    return Trainer(
         capture,
         PhotoCache(capture, device),
         config,
-        _step(gaussians, AdamState.zeros(gaussians), config),
+        step_of(gaussians, AdamState.zeros(gaussians), config),
         Exposures.identity(len(capture.views), capture.train).to(device) if exposed else None,
         generator,
         scene_extent(capture),
@@ -432,57 +396,6 @@ def _fresh(capture: Capture, config: Config, device: torch.device) -> _Trainer:
         first_count=len(gaussians),
         cap=config.max_splats,
     )
-
-
-def _checkpoint(trainer: _Trainer) -> Checkpoint:
-    """The whole state as tensors on the CPU and plain numbers; they may be the live ones: write before going on."""
-    step, statistics = trainer.step, trainer.step.statistics
-    tensors = {
-        "queue": trainer.queue,
-        "generator": trainer.generator.get_state(),
-        "score": statistics.score,
-        "seen": statistics.seen,
-        "radius": statistics.radius,
-    }
-    for name, value in step.gaussians.parameters().items():
-        tensors[f"gaussians.{name}"] = value
-        tensors[f"exp_avg.{name}"] = step.adam.exp_avg[name]
-        tensors[f"exp_avg_sq.{name}"] = step.adam.exp_avg_sq[name]
-    if trainer.exposures is not None:
-        tensors |= {f"exposures.{name}": value for name, value in trainer.exposures.tensors().items()}
-    state = {
-        "step": trainer.done,
-        "steps": trainer.config.steps,
-        "seconds": trainer.seconds,
-        "adam_steps": step.adam.steps,
-        "refined_step": trainer.refined[0],
-        "refined_progress": trainer.refined[1],
-        "first_count": trainer.first_count,
-        "cap": trainer.cap,
-        "watched": trainer.watched,
-        "extent": trainer.extent,
-        "loss": float(trainer.loss),
-    }
-    return Checkpoint({name: value.cpu() for name, value in tensors.items()}, state)
-
-
-def check_rasterizer(config: Config, device: torch.device) -> None:
-    """Raises InputError when the rasterizer asked for cannot be used on `device`."""
-    if config.rasterizer == "gsplat":
-        gsplat_raster.check(device)
-
-
-def explain(config: Config, device: torch.device) -> str:
-    """One line: what draws the splats on `device`, its first word being the backend."""
-    return gsplat_raster.explain() if config.rasterizer == "gsplat" else native.explain(device)
-
-
-def _step(gaussians: Gaussians, adam: AdamState, config: Config) -> SplatStep:
-    """A training step by the rasterizer asked for."""
-    check_rasterizer(config, gaussians.means.device)
-    if config.rasterizer == "gsplat":
-        return SplatStep(gaussians, adam, gsplat_raster.GsplatPass())
-    return SplatStep(gaussians, adam)
 
 
 def learns_exposure(capture: Capture, config: Config) -> bool:
@@ -497,7 +410,7 @@ def picture(gaussians: Gaussians, camera: Camera, background: Tensor, *, antiali
     return render(gaussians, camera, background=background, settings=RasterSettings(antialias=antialias)).rgb
 
 
-def _watch(trainer: _Trainer, p: float) -> None:
+def _watch(trainer: Trainer, p: float) -> None:
     """PSNR of a few held-out views at every tenth of the run, for the curve in the report; nothing is learned."""
     if int(p * 10) == trainer.watched:
         return
@@ -517,60 +430,7 @@ def _watch(trainer: _Trainer, p: float) -> None:
     trainer.psnr = sum(scores) / len(scores) if scores else None
 
 
-def _restored(capture: Capture, config: Config, checkpoint: Checkpoint, device: torch.device) -> _Trainer:
-    """The state that `_checkpoint` saved. Raises InputError when it does not fit this capture and config."""
-    if checkpoint.state.get("steps") != config.steps:
-        raise InputError(
-            f"the checkpoint was made for {checkpoint.state.get('steps')} steps, not {config.steps}; resume with its "
-            "options"
-        )
-    try:
-        return _unpacked(capture, config, checkpoint, device)
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"the checkpoint does not hold a state of this method ({error}); start again in a new --out"
-        ) from error
-
-
-def _unpacked(capture: Capture, config: Config, checkpoint: Checkpoint, device: torch.device) -> _Trainer:
-    tensors, state = checkpoint.tensors, checkpoint.state
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    def moved(prefix: str) -> dict[str, Tensor]:
-        return {name: value.to(device) for name, value in group(prefix).items()}
-
-    gaussians = Gaussians(**moved("gaussians."))
-    step = _step(gaussians, AdamState(moved("exp_avg."), moved("exp_avg_sq."), int(state["adam_steps"])), config)
-    step.statistics.score.copy_(tensors["score"])
-    step.statistics.seen.copy_(tensors["seen"])
-    step.statistics.radius.copy_(tensors["radius"])
-    generator = torch.Generator()
-    generator.set_state(tensors["generator"])
-    exposures = group("exposures.")
-    return _Trainer(
-        capture,
-        PhotoCache(capture, device),
-        config,
-        step,
-        Exposures.from_tensors(exposures, capture.train).to(device) if exposures else None,
-        generator,
-        float(state["extent"]),
-        queue=tensors["queue"],
-        first_count=int(state["first_count"]),
-        cap=min(int(state.get("cap", config.max_splats)), config.max_splats),  # older checkpoints have none
-        done=int(state["step"]),
-        seconds=float(state["seconds"]),
-        refined=(int(state["refined_step"]), float(state["refined_progress"])),
-        watched=int(state["watched"]),
-        loss=float(state["loss"]),
-    )
-
-
-def _report(trainer: _Trainer, max_seconds: float | None) -> StepReport:
+def _report(trainer: Trainer, max_seconds: float | None) -> StepReport:
     p = _progress(trainer, max_seconds)
     return StepReport(
         step=trainer.done,
