@@ -9,11 +9,11 @@ Backward, with g_i = v_rgb . c_i + v_depth z_i + v_normal . n_i and R_i what lie
 the background's share): dL/dalpha_i = T_i g_i - R_i / (1 - alpha_i); zero where alpha_i was clamped at 0.999.
 Sources: 3D Gaussian Splatting (2023), eq. 2 and 3; shared specification of the constants.
 
-For callers that need no autograd (scene/ops/splat_step.py), the compiled object can be used directly. It owns its
-workspaces and grows them; calls after the first of a kind allocate nothing and release the GIL. All arrays are
-contiguous float32 on one device, V = rows of means2d; arguments marked ? may be None. Every element of every output
-that is given is written. `bins` must come from the same splats and device; one SplatBlend serves one forward and its
-backwards:
+For callers that need no autograd (scene/ops/splat_step.py), the compiled object can be used directly. On the CPU it
+owns its workspaces and grows them; calls after the first of a kind allocate nothing and release the GIL. On a GPU
+torch's allocator keeps them and no call waits for the card. All arrays are contiguous float32 on one device, V = rows
+of means2d; arguments marked ? may be None. Every element of every output that is given is written. `bins` must come
+from the same splats and device; one SplatBlend serves one forward and its backwards:
 
     state = native.kernels(device).SplatBlend()
     state.forward(bins, means2d [V,2], conics [V,3], opacities [V], colors [V,3], depths [V]?, normals [V,3]?,
@@ -69,7 +69,7 @@ def blend(
     with_geometry needs projected.normals.  absgrad: [V, 2], overwritten in backward with sum over pixels of
     |d L / d mean2d| per component, the densification criterion of AbsGS (2024).
     Differentiable in means2d, conics, opacities, colors, depths, normals and background, once; median_depth is not
-    differentiable. Gradients do not depend on the number of threads, to the bit.
+    differentiable. Gradients do not depend on the number or the order of threads, to the bit.
     Raises ValueError when bins and splats do not belong together or normals are missing.
     """
     check_splats(projected, bins.width, bins.height)

@@ -51,6 +51,7 @@ class SplatBlend:
         geometry = (depth, normal, median_depth)
         if len({tensor is None for tensor in (depths, normals, *geometry)}) > 1:
             raise ValueError("depths, normals, depth, normal and median_depth must be given together")
+        self._records = None  # its memory goes to the next line
         self._records = records = scratch(bins.count * RECORD, torch.float32, means2d)
         splats = (means2d, conics, opacities, colors, depths, normals)
         grid = blocks(bins.count, SPLAT_THREADS)
