@@ -3,13 +3,16 @@
 A splat touches a pixel centre where alpha = opacity exp(-0.5 d^T conic d) >= 1/255. `bin_splats` lists, for each tile
 and in depth order, the splats that touch it, each with a 16-bit mask of the tile's blocks (bit 4 * row + column).
 
-For callers that need no autograd (scene/ops/splat_step.py), the compiled object can be used directly. It owns its
-buffers and grows them; calls after the first of a kind allocate nothing, release the GIL, and give the same lists for
-any number of threads. All arrays are contiguous float32 on the CPU and are only read:
+For callers that need no autograd (scene/ops/splat_step.py), the object that the kernels bring can be used directly. It
+owns its buffers and grows them; calls after the first of a kind allocate nothing, release the GIL, and give the same
+lists for any number of threads. All arrays are contiguous float32 on the device of the kernels and are only read:
 
-    bins = native.cpu().SplatBins()
-    pairs = bins.build(means2d, conics, opacities, depths, extents, width, height)     # -> int, (tile, splat) pairs
+    bins = native.kernels(device).SplatBins()
+    bins.build(means2d, conics, opacities, depths, extents, width, height)
+    bins.pairs                                                                         # (tile, splat) pairs, int
     order, tile_offsets, splats, block_masks = bins.lists()                            # copies, for tests
+
+On a GPU the build does not wait for the device and may be short of room: scene/ops/gpu/splat_bin.py.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Bins:
     width: int
     height: int
     count: int  # splats listed in the Projected
-    handle: Any | None  # native SplatBins, which holds the lists; None on the reference backend
+    handle: Any | None  # SplatBins of the kernels, which holds the lists; None on the reference backend
     tensors: tuple[Tensor, Tensor, Tensor, Tensor] | None  # the lists on the reference backend
 
     def lists(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

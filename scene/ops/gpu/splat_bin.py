@@ -65,7 +65,8 @@ class SplatBins:
 
         Waits for the device only where the room says little: at the first build, with more tiles than ever, and with a
         quarter more splats; the lists are then whole. Otherwise there is room for SPARE times the pairs met before;
-        what does not fit is left out, and `check` tells. Raises ValueError for image sides beyond 65536 px.
+        what does not fit, the farthest splats, is left out, and `check` tells.
+        Raises ValueError for image sides beyond 65536 px and, where it waits, for more than 2^30 pairs.
         """
         if not (1 <= width <= MOST_SIDE and 1 <= height <= MOST_SIDE):
             raise ValueError(f"image sides must be between 1 and {MOST_SIDE} pixels, got {width} x {height}")
@@ -79,14 +80,15 @@ class SplatBins:
         first_by_rank = self._order_and_count(depths)
         tiles = self.columns * self.rows
         if tiles > self._sized_for[0] or self.count > SPARE * self._sized_for[1]:
-            self._sized_for = (max(tiles, self._sized_for[0]), max(self.count, self._sized_for[1]))
             self._make_room(self.pairs)
+            self._sized_for = (max(tiles, self._sized_for[0]), max(self.count, self._sized_for[1]))
         self._list_pairs(first_by_rank, tiles)
 
     def check(self) -> bool:
         """Whether any build since the last check left pairs out for want of room. Waits for the device.
 
-        The room grows with what was met, so the next build of the same splats is whole.
+        The room grows with what was met, so the next build of the same splats is whole. Raises ValueError for more than
+        2^30 pairs.
         """
         if self._state is None:
             return False

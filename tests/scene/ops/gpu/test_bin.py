@@ -166,6 +166,19 @@ def test_pairs_without_room_are_left_out_told_of_and_listed_next_time(host_gpu) 
         assert not bins.check()
 
 
+def test_a_build_like_one_before_waits_for_nothing(host_gpu, monkeypatch) -> None:
+    bins = SplatBins()
+    with host_gpu():
+        build(bins, random_projected(300, 90, 75, seed=1), 90, 75)
+        for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__index__"):
+            monkeypatch.setattr(Tensor, name, None)  # each would wait for the device
+        build(bins, random_projected(300, 90, 75, seed=2), 90, 75)
+        build(bins, random_projected(310, 80, 75, seed=3), 80, 75)
+        monkeypatch.undo()
+        assert not bins.check()
+        check_lists(random_projected(310, 80, 75, seed=3), 80, 75, bins)
+
+
 def test_builds_leave_nothing_behind(host_gpu) -> None:
     bins = SplatBins()
     with host_gpu():
@@ -191,6 +204,19 @@ def test_the_order_in_which_threads_run_changes_nothing(host_gpu, seed: int) -> 
         assert torch.equal(getattr(got, name), getattr(wanted, name)), name
     for name in ("pair_splat", "pair_slot"):
         assert torch.equal(getattr(got, name)[:pairs], getattr(wanted, name)[:pairs]), name
+
+
+@pytest.mark.parametrize("count", [65, 200])  # of 2^24 pairs each: more than 2^30, more than an int holds
+def test_more_pairs_than_can_be_listed_are_refused(host_gpu, count: int) -> None:
+    splats = random_projected(count, 65_536, 65_536)
+    splats.conics[:], splats.opacities[:], splats.extents[:] = torch.tensor([1e-12, 0.0, 1e-12]), 0.5, 1e7
+    bins = SplatBins()
+    with host_gpu():
+        for _ in range(2):
+            with pytest.raises(ValueError, match="2\\^30 pairs"):
+                build(bins, splats, 65_536, 65_536)
+        few = random_projected(20, 40, 40)
+        check_lists(few, 40, 40, bins)
 
 
 def test_sides_beyond_the_largest_are_named() -> None:
