@@ -276,14 +276,14 @@ def _parts(
             print(report(facts), flush=True)
             yield "scenes", facts
     if not options.no_training:
-        for facts in _trainings(options.training_seconds):
+        for facts in _trainings(device, options.training_seconds):
             yield "trainings", facts
 
 
-def _trainings(max_seconds: float) -> Iterator[dict[str, Any]]:
+def _trainings(device: torch.device, max_seconds: float) -> Iterator[dict[str, Any]]:
     with gpu_training.tasks() as tasks:
         for task in tasks:
-            facts = gpu_training.seconds_to_targets(task, max_seconds=max_seconds)
+            facts = gpu_training.seconds_to_targets(task, device=device, max_seconds=max_seconds)
             best = max((row["psnr"] for row in facts["rows"]), default=float("nan"))
             print(f"{task.name}: seconds to PSNR {facts['seconds_to_psnr']}, best {best:.2f} dB", flush=True)
             yield facts

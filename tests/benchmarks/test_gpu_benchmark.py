@@ -13,7 +13,10 @@ from benchmarks import gpu, gpu_model, gpu_training, scenes
 from benchmarks.common import write_json
 from benchmarks.gpu_model import STAGES, Card, Work
 from benchmarks.gpu_timing import Laps, by_turns, stages_timed
+from data.captures import open_capture
+from recon.gaussians import Config
 from scene.ops import native
+from tests.apps.tiny import write_tiny
 
 needs_kernels = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="the CPU module is not compiled")
 H200 = Card(copy_rate=4.3e12, multiprocessors=132)
@@ -98,6 +101,17 @@ def test_times_to_targets_are_those_of_the_first_row_that_meets_them() -> None:
     rows = [{"seconds": float(k), "psnr": 20.0 + k} for k in range(8)]
     rows[6]["psnr"] = 21.0
     assert gpu_training.first_times(rows, (23.0, 27.0, 30.0)) == {"23 dB": 3.0, "27 dB": 7.0, "30 dB": None}
+
+
+@needs_kernels
+def test_a_training_stops_at_its_last_target(tmp_path: Path) -> None:
+    with open_capture(write_tiny(tmp_path / "tiny", train=8)) as capture:
+        config = Config(steps=3000, max_splats=500, initial_splats=400, checkpoint_seconds=0.3)
+        task = gpu_training.Task("tiny", capture, config, (5.0, 15.0))
+        facts = gpu_training.seconds_to_targets(task, device=CPU, max_seconds=30.0)
+    times = facts["seconds_to_psnr"]
+    assert 0 < times["5 dB"] <= times["15 dB"] == facts["rows"][-1]["seconds"] < 30
+    assert facts["rows"][-1]["step"] < 3000 and facts["judging_seconds"] > 0
 
 
 @pytest.mark.parametrize(
