@@ -26,9 +26,14 @@ from scene.ops.splat_step import AdamState, Rates, Shot, Statistics, Upstream
 BLUR = 0.3  # px^2, the low-pass filter of splat_project
 
 
+def installed() -> bool:
+    """Whether gsplat is there."""
+    return importlib.util.find_spec("gsplat") is not None
+
+
 def check(device: torch.device) -> None:
     """Raises InputError when gsplat is not installed or `device` is none it runs on."""
-    if importlib.util.find_spec("gsplat") is None:
+    if not installed():
         raise InputError("--rasterizer gsplat needs gsplat: pip install gsplat, or leave the flag out")
     if device.type != "cuda":
         raise InputError(f"--rasterizer gsplat needs an NVIDIA GPU, not {device.type}; leave the flag out")
@@ -94,7 +99,7 @@ class GsplatPass:
             allow_unused=True,
             materialize_grads=True,
         )
-        self._v = dict(zip(self._leaves, gradients))
+        self._v = {name: v.contiguous() for name, v in zip(self._leaves, gradients)}
         v_means2d = self._means2d.absgrad if absgrad else gradients[-1]  # gsplat leaves it there in its backward
         self._v_score = v_means2d.reshape(-1, 2)
 
