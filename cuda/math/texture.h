@@ -10,13 +10,25 @@ struct Vec2 {
     S x, y;
 };
 
+// a b, rounded. Which product of a sum of two is fused, and so not rounded, the GPU's compiler may decide anew at each
+// call; `edge` needs the same bits from all of them.
+#ifdef __CUDA_ARCH__
+MQ_HD float product(float a, float b) { return __fmul_rn(a, b); }
+MQ_HD double product(double a, double b) { return __dmul_rn(a, b); }
+#else
+template <typename S>
+MQ_HD S product(S a, S b) {
+    return a * b;
+}
+#endif
+
 // Twice the signed area of a, b, p. Computed from the same end whichever way the edge runs, so that two triangles on
 // the two sides of it get the same bits with opposite signs: no pixel on it is lost or taken twice.
 template <typename S>
 MQ_HD S edge(const Vec2<S>& a, const Vec2<S>& b, const Vec2<S>& p) {
     const bool swap = b.x < a.x || (b.x == a.x && b.y < a.y);
     const Vec2<S>&from = swap ? b : a, &to = swap ? a : b;
-    const S area = (to.x - from.x) * (p.y - from.y) - (to.y - from.y) * (p.x - from.x);
+    const S area = product(to.x - from.x, p.y - from.y) - product(to.y - from.y, p.x - from.x);
     return swap ? -area : area;
 }
 
