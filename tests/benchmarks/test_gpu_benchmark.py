@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,10 +70,29 @@ def test_outputs_that_differ_are_not_timed() -> None:
     one_pixel[3, 5] += 0.3
     assert gpu.differences((one_pixel, gradients), (image, gradients))["image_worst_pixel"] > 0.2
     for wrong in ((image + 2e-4, gradients), (image, {"means": gradients["means"] * 1.01})):
-        with pytest.raises(SystemExit, match="nothing was timed"):
+        with pytest.raises(gpu.Mismatch, match="differ from gsplat"):
             gpu.differences((image, gradients), wrong)
-    with pytest.raises(SystemExit, match="nothing was timed"):
+    with pytest.raises(gpu.Mismatch, match="differ from gsplat"):
         gpu.differences((image, {"means": gradients["means"] * float("nan")}), (image, gradients))
+
+
+@needs_kernels
+def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        def __init__(self, scene: scenes.BenchmarkScene, rates: object, optimiser: str = "adam") -> None:
+            self.scene = scene
+
+        def forward_backward(self, v_image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            named = self.scene.gaussians.parameters()
+            return torch.zeros_like(v_image), {name: torch.ones_like(value) for name, value in named.items()}
+
+        def run(self) -> None:
+            raise AssertionError("timed all the same")
+
+    monkeypatch.setattr(gpu, "GsplatStep", Wrong)
+    facts = gpu.race(scenes.synthetic(300, 48, 32), H200, 1, peer=True)
+    assert "differ from gsplat" in facts["mismatch"] and "gsplat: step" not in facts["ms"]
+    assert "NOT TIMED" in gpu.report(facts)
 
 
 def test_candidates_take_turns() -> None:
@@ -135,6 +156,19 @@ def test_a_toy_race_without_the_peer_fills_the_record(tmp_path: Path) -> None:
     (read,) = json.loads(file.read_text())["scenes"]
     assert [row["name"] for row in read["stages"]] == [*STAGES, "all stages"]
     assert read["ratios"]["gsplat over ours, step"] is None
+
+
+@needs_kernels
+def test_every_stage_of_the_gpu_path_is_timed(host_gpu: Callable[..., AbstractContextManager[None]]) -> None:
+    scene = scenes.synthetic(60, 40, 24, sigma_px=3.0)
+    with host_gpu():
+        facts = gpu.race(scene, H200, 1, peer=False)
+    assert {stage.name: stage.ms is not None for stage in facts["stages"]} == dict.fromkeys(
+        [*STAGES, "all stages"], True
+    )
+    assert facts["equal_to_the_bit"] is True
+    work = gpu.work_of(scene)
+    assert (facts["visible"], facts["splats"]) == (work.visible, work.splats)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
