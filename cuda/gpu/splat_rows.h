@@ -10,7 +10,7 @@
 namespace maquette {
 
 constexpr int kSplats = 128;  // per block, one per thread
-constexpr int kShared = 49;   // floats of shared memory per splat; odd, so that 32 threads in their own rows meet 32 banks
+constexpr int kShared = 49;   // floats of shared memory per splat; odd, so that 32 threads in their rows meet 32 banks
 
 // The parameters of all Gaussians, row-major; `rest` is the number of coefficients of sh_rest per Gaussian.
 // Not __restrict__: the training step changes in place what these point to.

@@ -80,7 +80,8 @@ template <int Degree, typename S, typename Rows>
 MQ_HD Vec3<S> sight_backward(const Sight<Degree, S>& sight, const Rows& sh, const Vec3<S>& v) {
     S v_basis[sh_count(Degree)];
     for (int k = 0; k < sh_count(Degree); ++k) v_basis[k] = sh[k][0] * v.x + sh[k][1] * v.y + sh[k][2] * v.z;
-    return normalize_backward(sight.direction, sight.inverse_distance, sh_basis_backward<Degree>(sight.direction, v_basis));
+    const Vec3<S> v_direction = sh_basis_backward<Degree>(sight.direction, v_basis);
+    return normalize_backward(sight.direction, sight.inverse_distance, v_direction);
 }
 
 }  // namespace maquette

@@ -114,7 +114,7 @@ class Lens(NamedTuple):
     @staticmethod
     def of(K: Tensor, width: int, height: int, near: float, degree: int, antialias: bool) -> Lens:
         (fx, _, cx), (_, fy, cy), _ = K.tolist()  # waits for the card where K lies there
-        return Lens(fx, fy, cx, cy, width, height, near, degree, antialias)
+        return Lens(fx, fy, cx, cy, width, height, float(near), degree, antialias)
 
 
 def allocate(like: Tensor, count: int, *, with_normals: bool) -> Projected:
