@@ -25,7 +25,12 @@ from scene.errors import MaquetteError
 
 log = logging.getLogger(__name__)
 
-STANDARD = "c++17"
+OPTIONS = {
+    "std": "c++17",
+    "no_source_include": True,  # or a folder math/ where the user happens to be would be searched first
+    "device_as_default_execution_space": True,  # NVRTC 13.0 takes an unmarked generic lambda for a host function
+    "ptxas_options": ["-v"],
+}
 CHECKSUM = 32  # bytes of sha256 in front of a cached cubin
 
 
@@ -89,14 +94,7 @@ def compile_source(source: str, arch: str) -> Compiled:
     core = nvidia("core")
     root, said, began = sources(), io.StringIO(), time.perf_counter()
     text = (root / "gpu" / f"{source}.cu").read_text()
-    options = core.ProgramOptions(
-        name=f"{source}.cu",
-        arch=arch,
-        std=STANDARD,
-        include_path=str(root),
-        no_source_include=True,  # or a folder math/ where the user happens to be would be searched first
-        ptxas_options=["-v"],
-    )
+    options = core.ProgramOptions(name=f"{source}.cu", arch=arch, include_path=str(root), **OPTIONS)
     try:
         program = core.Program(text, "c++", options)
         cubin = bytes(program.compile("cubin", logs=said).code)
@@ -165,7 +163,7 @@ def cache_state(folder: Path | None) -> str:
 def _key(source: str, arch: str) -> str:
     """Hash of everything that decides what comes out of the compiler."""
     text = (sources() / "gpu" / f"{source}.cu").read_bytes()
-    words = f"{compiler_version()} {arch} {STANDARD}".encode()
+    words = f"{compiler_version()} {arch} {OPTIONS}".encode()
     return hashlib.sha256(b"\0".join([words, _headers(), text])).hexdigest()[:32]
 
 

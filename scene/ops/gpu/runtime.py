@@ -66,8 +66,8 @@ def judge(facts: CardFacts) -> tuple[bool, str]:
     if facts.capability[0] * 10 + facts.capability[1] not in facts.architectures:
         return False, f"NVRTC {nvrtc} does not know {card} yet; get a newer one with: {INSTALL} --upgrade"
     if facts.compiler[0] > facts.driver[0]:
-        older = f'"cuda-bindings=={facts.driver[0]}.*" nvidia-cuda-nvrtc-cu{facts.driver[0]}'
-        advice = f"update the driver, or: pip install {older}"
+        older = ', or: pip install "cuda-bindings==12.*" nvidia-cuda-nvrtc-cu12' if facts.driver[0] == 12 else ""
+        advice = f"update the driver{older}"
         return False, f"the driver of {card} is for CUDA {driver} and cannot load what NVRTC {nvrtc} makes; {advice}"
     return True, f"{card}, driver for CUDA {driver}, compiler NVRTC {nvrtc}"
 
@@ -108,7 +108,7 @@ def card_facts(index: int) -> CardFacts:
             warnings.simplefilter("always")
             found = torch.cuda.is_available()
         if not found:
-            return CardFacts(build, str(said[-1].message) if said else "no card or no driver")
+            return CardFacts(build, _first_line(said[-1].message) if said else "no card or no driver")
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         torch.empty(1, device=torch.device("cuda", index))  # a driver can list a card and fail at its first use
     except (RuntimeError, AssertionError) as error:
@@ -239,7 +239,7 @@ class _Slots(threading.local):
 
 
 _modules: dict[tuple[int, str], Any] = {}  # loaded kernel files, by card and file
-_made: list[compiler.Compiled] = []
+_made: list[compiler.Compiled] = []  # how the files loaded last came about
 _functions: dict[tuple[int, str, str], Any] = {}  # CUfunction by card, file and kernel
 _thread = _Slots()
 
@@ -258,5 +258,5 @@ def _check(status: Any, doing: str) -> None:
     raise MaquetteError(f"{doing} failed with {status.name}: {words}; {advice}, or add MAQUETTE_BACKEND=reference")
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | str) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

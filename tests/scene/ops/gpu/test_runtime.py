@@ -61,6 +61,7 @@ def test_a_good_card_is_used_and_named_with_driver_and_compiler() -> None:
         (replace(GOOD, capability=(7, 0)), "too old; the kernels need sm_75"),
         (replace(GOOD, compiler_trouble="No module named 'cuda.core'"), 'pip install "maquette[gpu]"'),
         (replace(GOOD, capability=(13, 0)), "does not know NVIDIA H200 (sm_130) yet"),
+        (replace(GOOD, driver=(11, 8)), "is for CUDA 11.8 and cannot load what NVRTC 13.5 makes; update the driver"),
         (replace(GOOD, driver=(12, 4)), 'update the driver, or: pip install "cuda-bindings==12.*"'),
         (CardFacts("13.0", "", "unknown"), "too old"),
     ],
