@@ -176,6 +176,8 @@ def report(facts: Mapping[str, Any]) -> str:
     ]
     if "differences" in facts:
         lines.append("difference to gsplat: " + ", ".join(f"{k} {v:.1e}" for k, v in facts["differences"].items()))
+    if "mismatch" in facts:
+        lines.append(f"gsplat was NOT TIMED: {facts['mismatch']}")
     lines.append(
         table(["", "median ms", "p10", "p90"], [[n, ms, *facts["p10_p90_ms"][n]] for n, ms in facts["ms"].items()])
     )
