@@ -87,11 +87,13 @@ struct Fiber {
     std::uint64_t result;
 };
 
-constexpr std::size_t kStack = 256 << 10, kPage = 4096, kMaxThreads = 1024;
+// 65 pages and a cache line more for each next stack: a power of two would put all of them into the same cache lines.
+constexpr std::size_t kPage = 4096, kStack = 65 * kPage, kLine = 64, kMaxThreads = 1024;
 constexpr unsigned kPoison = 0x7fc5a5a5u;  // a NaN, and no sensible integer
 
 struct Scheduler {
     std::vector<Fiber> fibers;
+    unsigned arrived[kMaxThreads / 32] = {};  // lanes of each warp that wait at a warp intrinsic
     char* stacks = nullptr;
     Fiber* now = nullptr;
     void* home = nullptr;
@@ -185,15 +187,13 @@ __attribute__((noinline)) inline std::uint64_t meet(Op op, const char* name, int
     if (op == Op::block) {
         if (++self.at_barrier == int(self.fibers.size())) finish_block();
     } else {
-        const int first = number(me) & ~31, lane = number(me) & 31;
-        Fiber* warp = self.fibers.data() + first;
-        const int lanes = int(self.fibers.size()) - first;
-        bool complete = true;
+        const int warp = number(me) / 32, lane = number(me) % 32;
         if (!(mask >> lane & 1)) fail("%s at line %d: lane %d is not in its mask %08x", name, line, lane, mask);
-        for (int other = 0; other < 32; ++other)
-            if (mask >> other & 1)
-                complete &= other < lanes && warp[other].state == State::waiting && warp[other].op != Op::block;
-        if (complete && !self.launch->error[0]) finish_warp(warp, mask);
+        self.arrived[warp] |= 1u << lane;
+        if (!(mask & ~self.arrived[warp]) && !self.launch->error[0]) {
+            finish_warp(self.fibers.data() + 32 * warp, mask);
+            self.arrived[warp] &= ~mask;
+        }
     }
     if (me.state == State::waiting || self.launch->error[0]) mq_swap(&me.stack_pointer, self.home);
     return me.result;
@@ -236,11 +236,12 @@ inline void run_block(std::mt19937& random) {
         Fiber& fiber = self.fibers[i];
         fiber = Fiber{};
         fiber.index = {unsigned(i) % size.x, unsigned(i) / size.x % size.y, unsigned(i) / size.x / size.y};
-        auto* top = reinterpret_cast<void**>(self.stacks + (i + 1) * kStack);
+        auto* top = reinterpret_cast<void**>(self.stacks + (i + 1) * kStack - i % 61 * kLine);
         memset(top - 8, 0, 8 * sizeof(void*));
         top[-2] = reinterpret_cast<void*>(&fiber_main);  // where the first mq_swap returns to, with an aligned stack
         fiber.stack_pointer = top - 8;
     }
+    memset(self.arrived, 0, sizeof(self.arrived));
     self.ended = self.at_barrier = 0;
     std::vector<unsigned> order(self.fibers.size());
     order_of(order, self.launch->schedule, random);
