@@ -69,7 +69,7 @@ pack_splats(const float* means2d, const float* conics, const float* opacities, c
 }
 
 // Grid: tiles across, tiles down.
-MQ_KERNEL __launch_bounds__(kBlendThreads, 8)
+MQ_KERNEL __launch_bounds__(kBlendThreads, 7)
 blend(const float4* records, const int* tile_begin, const int* pair_splat, const float* background, float* rgb,
       float* alpha, int width, int height) {
     __shared__ float4 staged[kForwardBatch * kStagedQuads];
@@ -77,7 +77,7 @@ blend(const float4* records, const int* tile_begin, const int* pair_splat, const
                       height);
 }
 
-MQ_KERNEL __launch_bounds__(kBlendThreads, 8)
+MQ_KERNEL __launch_bounds__(kBlendThreads, 7)
 blend_geometry(const float4* records, const int* tile_begin, const int* pair_splat, const float* background,
                float* rgb, float* alpha, float* depth, float* normal, float* median_depth, int width, int height) {
     __shared__ float4 staged[kForwardBatch * kStagedQuads];

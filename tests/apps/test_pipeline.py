@@ -175,16 +175,16 @@ def test_killed_again_and_again_the_outcome_is_that_of_an_undisturbed_run(
 def test_time_budget_is_fixed_once_and_leaves_room_for_the_rest(ball: Path, tmp_path: Path) -> None:
     job = parse_recon([str(ball), "--out", str(tmp_path / "run"), "--max-minutes", "2", *FAST])
     with Run.create(job.out, job.method, job.as_json()) as run:
-        work = pipeline._Work(run, job, StopSignal())
+        work = pipeline._Work(run, job, torch.device("cpu"), StopSignal())
         seconds = work.train_seconds()
         assert seconds is not None
         assert 60 < seconds < 110
     with Run.open(job.out) as run:
         run._worked_before = 80.0
-        assert pipeline._Work(run, job_of_run(job.out), StopSignal()).train_seconds() == seconds
+        assert pipeline._Work(run, job_of_run(job.out), torch.device("cpu"), StopSignal()).train_seconds() == seconds
     free = parse_recon([str(ball), "--out", str(tmp_path / "free")])
     with Run.create(free.out, free.method, free.as_json()) as run:
-        assert pipeline._Work(run, free, StopSignal()).train_seconds() is None
+        assert pipeline._Work(run, free, torch.device("cpu"), StopSignal()).train_seconds() is None
 
 
 def test_no_surface_is_told_and_the_rest_goes_on(ball: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
