@@ -10,10 +10,10 @@ The native path keeps all buffers between steps, fuses the projection's backward
 splats that the camera saw. The composed path is the autograd ops and sparse Adam one after the other: the oracle, and
 the fallback without compiled kernels.
 
-On a GPU nothing here waits for the card: splats are not compacted, and the room for pairs of tile and splat is what
-earlier steps asked for and a quarter more. A step with more pairs than room drops the rest, so its picture and its
-gradients lack splats in some tiles. That is looked for in the first forward after `replace` and in every
-CHECK_EVERY-th, which then grow the room and draw in full; the steps in between stay as they were.
+On a GPU nothing here leaves the card without work: splats are not compacted, and the room for pairs of tile and splat
+is what earlier steps asked for and a quarter more. It grows as soon as nine tenths are in use, two steps late. A step
+that asks for a tenth more than any before it may drop pairs, so that its picture lacks far splats in some tiles, and
+so may the two after it. The first forward after `replace` waits for the count and is always drawn in full.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from scene.ops.adam import adam_visible
 from scene.ops.splat_bin import bin_splats
 from scene.ops.splat_blend import Blended, blend
 from scene.ops.splat_project import Lens, Projected, allocate, project
-
-CHECK_EVERY = 50  # steps between looks at whether the pairs had room, each of which waits for the card
 
 
 @dataclass(frozen=True)
@@ -237,8 +235,7 @@ class _Fused:
         self.kernels = native.kernels(self.device)
         self.dense = native.backend(self.device) == "cuda"
         self.bins, self.blend = self.kernels.SplatBins(), self.kernels.SplatBlend()
-        self.unchecked = 0  # forwards since the pairs were last known to have room
-        self.drawn: Gaussians | None = None  # for which they had
+        self.drawn: Gaussians | None = None  # whose pairs were counted and found to have room
         self.room: Projected | None = None
         self.v_room: Projected | None = None
         self.pixels: Tensor = torch.empty(0, device=device)
@@ -278,11 +275,14 @@ class _Fused:
         splats = (p.means2d, p.conics, p.opacities, p.depths, p.extents)
         width, height = self.shot.camera.width, self.shot.camera.height
         self.bins.build(*splats, width, height)
-        self.unchecked += 1
-        if self.dense and (self.unchecked >= CHECK_EVERY or gaussians is not self.drawn):
-            if self.bins.check():  # was short of room, and has grown it
-                self.bins.build(*splats, width, height)
-            self.drawn, self.unchecked = gaussians, 0
+        if not self.dense:
+            return
+        if gaussians is self.drawn:
+            self.bins.watch()
+            return
+        if self.bins.check():  # was short of room, and has grown it
+            self.bins.build(*splats, width, height)
+        self.drawn = gaussians
 
     def visible(self) -> Tensor:
         ids = self.projected.ids

@@ -15,7 +15,7 @@ from recon.gaussians import Checkpoint, Config, train
 from recon.photo_cache import PhotoCache
 from scene.densify import draw_by_shares
 from scene.errors import Interrupted, ResourceError
-from scene.ops import splat_step
+from scene.ops.gpu import splat_bin
 from scene.ops.splat_step import SplatStep
 from scene.runs import StepReport
 
@@ -74,9 +74,8 @@ def test_a_run_goes_on_between_card_and_cpu(capture: Capture) -> None:
 def test_a_resumed_run_on_the_gpu_path_equals_the_unbroken_one_bit_for_bit(
     capture: Capture, host_gpu: Callable[..., AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Pairs beyond the room that earlier steps asked for are dropped until the next look, and a resumed run looks at
-    # other steps; with a look at each nothing is ever dropped.
-    monkeypatch.setattr(splat_step, "CHECK_EVERY", 1)
+    # A resumed run has other room for pairs than the unbroken one; with enough of it neither drops any.
+    monkeypatch.setattr(splat_bin, "SPARE", 8)
     saved: list[Checkpoint] = []
     asked = iter(range(1, 100))
     with host_gpu():

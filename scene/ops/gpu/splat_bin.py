@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scene.ops.gpu.late_read import LateRead
 from scene.ops.gpu.launch import blocks, launch
 from scene.ops.gpu.radix_sort import RadixSort
 from scene.ops.gpu.room import Room
@@ -43,6 +44,7 @@ class SplatBins:
         self.capacity = 0
         self._sized_for = (0, 0)  # tiles and splats of the build that last sized the room
         self._room = Room()
+        self._late = LateRead()
         self._depth_sort, self._tile_sort = RadixSort(), RadixSort()
         self._state: Tensor | None = None  # total, overflow, largest total since the last check
 
@@ -65,7 +67,7 @@ class SplatBins:
 
         Waits for the device only where the room says little: at the first build, with more tiles than ever, and with a
         quarter more splats; the lists are then whole. Otherwise there is room for SPARE times the pairs met before;
-        what does not fit, the farthest splats, is left out, and `check` tells.
+        what does not fit, the farthest splats, is left out; `check` tells, and `watch` makes room in time.
         Raises ValueError for image sides beyond 65536 px and, where it waits, for more than 2^30 pairs.
         """
         if not (1 <= width <= MOST_SIDE and 1 <= height <= MOST_SIDE):
@@ -92,10 +94,19 @@ class SplatBins:
         """
         if self._state is None:
             return False
+        self._late.forget()
         _, short, most = self._state.tolist()
         self._state[1:].zero_()
         self._make_room(most)
         return bool(short)
+
+    def watch(self) -> None:
+        """Makes room by what was met two builds before, once nine tenths are in use. To be called after each build.
+
+        The device is never left without work. Raises ValueError for more than 2^30 pairs.
+        """
+        if self._state is not None and (met := self._late.read(self._state)) is not None:
+            self._make_room(int(met[2]))
 
     def lists(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """order [V], tile_offsets [tiles + 1], splats [P], block_masks [P], int64, as on the CPU; for tests.

@@ -14,7 +14,7 @@ from data.synthetic import opaque_solids
 from recon.evaluation import evaluate
 from recon.gaussians import Config, picture, train
 from scene.gaussians import Gaussians
-from scene.ops import native, splat_step
+from scene.ops import native
 from scene.ops.photometric_loss import photometric_loss, photometric_loss_and_grad
 from scene.ops.splat_step import AdamState, Rates, SplatStep
 from scene.rasterize import render
@@ -206,8 +206,7 @@ def test_replacing_the_splats_makes_room_for_more(host_gpu) -> None:
     assert torch.equal(images[1], images[2])
 
 
-def test_splats_that_outgrow_the_room_are_left_out_and_then_drawn(host_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splat_step, "CHECK_EVERY", 4)
+def test_splats_that_outgrow_the_room_are_left_out_and_then_drawn(host_gpu) -> None:
     scene, camera, black = random_gaussians(200, log_scale=-4.5), a_camera(width=WIDTH, height=HEIGHT), torch.zeros(3)
     v_image = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(5))
     grown = replace(scene, log_scales=scene.log_scales + 3)
