@@ -44,7 +44,7 @@ def library_versions() -> dict[str, str]:
     """Versions of the libraries whose change could change a result."""
     names = ("torch", "numpy", "pillow", "pillow-heif", "pycolmap", "open3d", "trimesh", "fast-simplification", "scipy")
     found = {}
-    for name in (*names, "opencv-python-headless", "av", "safetensors"):
+    for name in (*names, "opencv-python-headless", "av", "safetensors", "cuda-core", "nvidia-cuda-nvrtc", "gsplat"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

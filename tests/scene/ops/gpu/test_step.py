@@ -82,6 +82,19 @@ def test_room_that_ran_out_is_found_out_and_grows(host_gpu: HostGpu) -> None:
     assert torch.equal(images[4], wanted)
 
 
+def test_room_grows_ahead_of_splats_that_grow_steadily(host_gpu: HostGpu) -> None:
+    with host_gpu():
+        step = start(150, log_scale=-3.0)
+        forward(step)
+        before = step._pass.bins.pairs  # type: ignore[union-attr]
+        for _ in range(14):
+            step.gaussians.log_scales += 0.05
+            image = forward(step).clone()
+            wanted = forward(SplatStep(step.gaussians, AdamState.zeros(step.gaussians)))
+            assert torch.equal(image, wanted)
+        assert step._pass.bins.pairs > 1.4 * before  # type: ignore[union-attr]  # more than there was room for
+
+
 def test_other_gaussians_are_drawn_in_full_at_once(host_gpu: HostGpu) -> None:
     with host_gpu():
         step = start(150, log_scale=-4.5)
