@@ -86,7 +86,7 @@ def seconds_to_targets(task: Task, *, device: torch.device, max_seconds: float) 
     with suppress(Interrupted):
         train(task.capture, task.config, device=device, save=look, stop=stop)
     reached = first_times(rows, task.targets)
-    return {"scene": task.name, "seconds_to_psnr": reached, "judging_seconds": round(judging, 2), "rows": rows}
+    return {"scene": task.name, "seconds_to_psnr": reached, "judging_seconds": round(judging, 4), "rows": rows}
 
 
 def first_times(rows: Sequence[dict[str, float]], targets: Sequence[float]) -> dict[str, float | None]:
