@@ -239,15 +239,11 @@ class _Fused:
         self.room: Projected | None = None
         self.v_room: Projected | None = None
         self.pixels: Tensor = torch.empty(0, device=device)
-        self.absolute = torch.empty(0, 2, device=device)
+        self.absolute: Tensor | None = None
 
     def forward(self, gaussians: Gaussians, shot: Shot) -> Blended:
         self.shot, camera = shot, shot.camera
-        if self.room is None or len(self.room) < len(gaussians):
-            room = len(gaussians) + len(gaussians) // 8  # some growth before the next allocation
-            self.room = allocate(gaussians.means, room, with_normals=True)
-            self.v_room = allocate(gaussians.means, room, with_normals=True)
-            self.absolute = gaussians.means.new_empty(room, 2)
+        self._make_room(gaussians, with_normals=shot.with_geometry)
         assert self.room is not None and self.v_room is not None
         self.viewmat = camera.viewmat.to(self.device, non_blocking=True)
         self.lens = Lens.of(camera.K, camera.width, camera.height, shot.near, shot.sh_degree, shot.antialias)
@@ -270,6 +266,23 @@ class _Fused:
             *(images.rgb, images.alpha, images.depth, images.normal, images.median_depth),
         )
         return images
+
+    def _make_room(self, gaussians: Gaussians, *, with_normals: bool) -> None:
+        """Rows for what is projected and for its gradients.
+
+        On a GPU memory is what ends a training: the gradients take the place of what the kernels there have packed
+        into records of their own by then, and normals have room once they are asked for.
+        """
+        count = len(gaussians)
+        if self.room is not None and len(self.room) >= count and (self.room.normals is not None or not with_normals):
+            return
+        rows = count if self.dense else count + count // 8  # some growth before the next allocation
+        with_normals |= not self.dense
+        self.room = room = allocate(gaussians.means, rows, with_normals=with_normals)
+        if self.dense:  # colours say which channels were cut off; they are read together with their gradients
+            self.v_room = replace(room, colors=torch.empty_like(room.colors))
+        else:
+            self.v_room = allocate(gaussians.means, rows, with_normals=True)
 
     def _bin(self, gaussians: Gaussians, p: Projected) -> None:
         splats = (p.means2d, p.conics, p.opacities, p.depths, p.extents)
@@ -300,13 +313,19 @@ class _Fused:
     def backward(self, upstream: Upstream, absgrad: bool) -> None:
         v, images = self.v_projected, self.images
         geometry = self.shot.with_geometry
-        absolute = self.absolute[: len(v)] if absgrad else None
+        absolute = self._absolute_room(len(v)) if absgrad else None
         self.blend.backward(
             *(self.bins, images.rgb, images.alpha, images.depth, images.normal),
             *(upstream.rgb, upstream.alpha, upstream.depth, upstream.normal),
             *(v.means2d, v.conics, v.opacities, v.colors, v.depths if geometry else None, v.normals, absolute),
         )
         self.v_score = v.means2d if absolute is None else absolute
+
+    def _absolute_room(self, count: int) -> Tensor:
+        if self.absolute is None or len(self.absolute) < count:
+            assert self.room is not None
+            self.absolute = torch.empty_like(self.room.means2d)
+        return self.absolute[:count]
 
     def _footprint_gradients(self) -> tuple[Tensor | None, ...]:
         v = self.v_projected
