@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from scene.ops.gpu.late_read import LateRead
-from scene.ops.gpu.launch import blocks, launch
-from scene.ops.gpu.radix_sort import RadixSort
-from scene.ops.gpu.room import Room
+from scene.ops.gpu.launch import blocks, launch, scratch
+from scene.ops.gpu.radix_sort import sort_places
 from scene.ops.gpu.scan import exclusive_sum
 from scene.ops.splat_bin import block_masks, tile_grid
 
@@ -43,9 +42,7 @@ class SplatBins:
     def __init__(self) -> None:
         self.capacity = 0
         self._sized_for = (0, 0)  # tiles and splats of the build that last sized the room
-        self._room = Room()
         self._late = LateRead()
-        self._depth_sort, self._tile_sort = RadixSort(), RadixSort()
         self._state: Tensor | None = None  # total, overflow, largest total since the last check
 
     @property
@@ -121,37 +118,31 @@ class SplatBins:
         masks = [block_masks(part, means2d, conics, opacities, self.width, self.height) for part in pairs.split(4096)]
         return self.order.long(), offsets, listed, torch.cat(masks)
 
-    def poison(self) -> None:
-        """Fills the workspaces with nonsense, for tests."""
-        self._room.poison()
-        self._depth_sort.poison()
-        self._tile_sort.poison()
-
     def _order_and_count(self, depths: Tensor) -> Tensor:
         """Sets order, slot_count and total; returns the first slot of the splat of each rank."""
         means2d, conics, opacities, extents = self._splats
-        self.slot_count, keys = self._take("slot_count", self.count), self._take("depth_keys", self.count)
+        self.slot_count, keys = self._ints(self.count), self._ints(self.count)
         launch(
             *("splat_bin", "bin_count", blocks(self.count, THREADS), THREADS),
             *(means2d, conics, opacities, depths, extents, self.count, self.width, self.height, self.slot_count, keys),
         )
-        _, self.order = self._depth_sort.sort_places(keys, 32)
-        first_by_rank = self._take("first_by_rank", self.count)
+        _, self.order = sort_places(keys, 32)
+        first_by_rank = self._ints(self.count)
         exclusive_sum(self.slot_count, first_by_rank, self.total, places=self.order)
         return first_by_rank
 
     def _list_pairs(self, first_by_rank: Tensor, tiles: int) -> None:
         means2d, conics, opacities, extents = self._splats
-        self.slot_first = self._take("slot_first", self.count)
-        tile_by_slot, splat_by_slot = self._take("tile_by_slot", self.capacity), self._take("splat", self.capacity)
+        self.slot_first = self._ints(self.count)
+        tile_by_slot, splat_by_slot = self._ints(self.capacity), self._ints(self.capacity)
         launch(
             *("splat_bin", "bin_list", blocks(self.count, THREADS), THREADS, self.order, first_by_rank),
             *(means2d, conics, opacities, extents, self.count, self.width, self.height, self.capacity),
             *(self.slot_count, self.slot_first, tile_by_slot, splat_by_slot),
         )
         bits = (tiles - 1).bit_length()
-        pair_tile, self.pair_slot = self._tile_sort.sort_places(tile_by_slot, bits, count=self.total, keep_keys=True)
-        self.tile_begin, self.pair_splat = self._take("tile_begin", tiles + 1), self._take("pair_splat", self.capacity)
+        pair_tile, self.pair_slot = sort_places(tile_by_slot, bits, count=self.total, keep_keys=True)
+        self.tile_begin, self.pair_splat = self._ints(tiles + 1), self._ints(self.capacity)
         launch(
             *("splat_bin", "bin_finish", blocks(max(self.capacity, tiles + 1), THREADS), THREADS),
             *(pair_tile, self.pair_slot, splat_by_slot, tiles, self.capacity, self._state),
@@ -165,5 +156,6 @@ class SplatBins:
         if 1.1 * pairs > self.capacity or self.capacity == 0:
             self.capacity = min(int(SPARE * pairs) + 1, MOST_PAIRS)
 
-    def _take(self, name: str, size: int) -> Tensor:
-        return self._room.take(name, size, self._splats[0])
+    def _ints(self, size: int) -> Tensor:
+        """From torch's allocator, which lends what only a build needs to the later stages of a step."""
+        return scratch(size, torch.int32, self._splats[0])
