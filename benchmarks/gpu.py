@@ -59,10 +59,11 @@ class OurStep:
         self.step = SplatStep(gaussians, AdamState.zeros(gaussians))
         self.black = gaussians.means.new_zeros(3)
         self.v_image = gaussians.means.new_empty(self.scene.camera.height, self.scene.camera.width, 3)
+        self.camera = self.scene.camera.to(device="cpu")  # as in training: nothing to read back from the card
 
     def forward_backward(self, v_image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Image and the gradients by all parameters."""
-        image = self.step.forward(self.scene.camera, self.black, sh_degree=3)
+        image = self.step.forward(self.camera, self.black, sh_degree=3)
         self.step.backward(v_image)
         gradients = self.step.gradients()
         del gradients["viewmat"]
@@ -70,7 +71,7 @@ class OurStep:
 
     def run(self) -> None:
         """The whole step."""
-        image = self.step.forward(self.scene.camera, self.black, sh_degree=3)
+        image = self.step.forward(self.camera, self.black, sh_degree=3)
         photometric_loss_and_grad(image, self.scene.photo, v_image=self.v_image)
         self.step.backward(self.v_image)
         self.step.update(self.rates)

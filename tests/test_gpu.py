@@ -105,7 +105,7 @@ def one_step(step: SplatStep, camera: Camera, photo: Tensor, background: Tensor,
 @contextmanager
 def training(gaussians: Gaussians, camera: Camera, device: torch.device = GPU) -> Iterator[Callable[[], Tensor]]:
     """A function that takes one step of a training on the device."""
-    gaussians, camera = moved(gaussians, device), camera.to(device=device)
+    gaussians = moved(gaussians, device)  # the camera stays on the CPU, or every step would wait to read it
     photo = (drawn(camera.height, camera.width, 3) * 255).to(device, torch.uint8)
     step, background = SplatStep(gaussians, AdamState.zeros(gaussians)), torch.zeros(3, device=device)
     v_image = torch.empty(camera.height, camera.width, 3, device=device)
