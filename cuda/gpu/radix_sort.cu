@@ -14,6 +14,19 @@ constexpr int kBlockKeys = kSumThreads * kKeysPerThread;
 
 __device__ inline unsigned digit_of(unsigned key, int shift) { return key >> shift & (kDigits - 1); }
 
+// Those of `lanes` that hold this lane's digit. Eight votes whatever the digits are, as in CUB: what __match_any_sync
+// costs depends on how many different ones there are.
+__device__ inline unsigned lanes_with(unsigned digit, unsigned lanes) {
+#pragma unroll
+    for (unsigned bit = 1; bit < kDigits; bit *= 2) {
+        const unsigned set = __ballot_sync(kAllLanes, (digit & bit) != 0);
+        lanes &= digit & bit ? set : ~set;
+    }
+    return lanes;
+}
+
+__device__ inline unsigned lanes_below() { return (1u << threadIdx.x % kWarp) - 1; }
+
 // count: null means all.
 __device__ inline int pairs_to_sort(const int* count, int capacity) {
     if (!count || *count > capacity) return capacity;
@@ -32,9 +45,20 @@ radix_histogram(const unsigned* keys, const int* count, int capacity, int shift,
     if (first >= end) return;
     const int inside = end - first < kBlockKeys ? end - first : kBlockKeys;
     counters[threadIdx.x] = 0;
+    const unsigned* const own_keys = keys + first + threadIdx.x;
+    const int own_left = inside - int(threadIdx.x);
+    unsigned key[kKeysPerThread];
+#pragma unroll
+    for (int i = 0; i < kKeysPerThread; ++i) key[i] = i * kSumThreads < own_left ? own_keys[i * kSumThreads] : 0;
     __syncthreads();
-    for (int i = int(threadIdx.x); i < inside; i += kSumThreads)
-        atomicAdd(&counters[digit_of(keys[first + i], shift)], 1u);
+    // One lane adds for all that hold its digit: depths and neighbouring tiles share their high digits, and adds to one
+    // counter wait for each other.
+#pragma unroll
+    for (int i = 0; i < kKeysPerThread; ++i) {
+        const bool counts = i * kSumThreads < own_left;
+        const unsigned digit = digit_of(key[i], shift), peers = lanes_with(digit, __ballot_sync(kAllLanes, counts));
+        if (counts && (peers & lanes_below()) == 0) atomicAdd(&counters[digit], unsigned(__popc(peers)));
+    }
     __syncthreads();
     histogram[(long long)(threadIdx.x) * blocks + blockIdx.x] = counters[threadIdx.x];
 }
@@ -61,30 +85,29 @@ MQ_KERNEL __launch_bounds__(kSumThreads)
 radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, int capacity, int shift, int blocks,
               const unsigned* histogram, const unsigned* digit_counts, unsigned* keys_out, unsigned* payload_out) {
     __shared__ unsigned exchange[kBlockKeys];  // brought into order here, so that the writes are runs
-    __shared__ unsigned counters[kSumWarps][kDigits];
+    __shared__ unsigned short counters[kSumWarps][kDigits];  // at most kBlockKeys
     __shared__ unsigned move[kDigits];  // from a place in `exchange` to the place in the output
     __shared__ unsigned warp_sums[kSumWarps];
     const int end = pairs_to_sort(count, capacity), first = int(blockIdx.x) * kBlockKeys;
     if (first >= end) return;
     const int inside = end - first < kBlockKeys ? end - first : kBlockKeys;
     const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-    const unsigned lanes_below = (1u << lane) - 1;
     for (int w = 0; w < kSumWarps; ++w) counters[w][thread] = 0;
     __syncthreads();
 
     // Place of each key among the keys of its digit in this warp, which owns 512 keys in a row and takes 32 at a time.
     // What lies beyond the end gets the last digit and, being last, the last places.
-    const int own = warp * (kWarp * kKeysPerThread) + lane;
+    const int own = warp * (kWarp * kKeysPerThread) + lane, own_left = inside - own;
+    const unsigned* const own_keys = keys + first + own;
     unsigned key[kKeysPerThread], place[kKeysPerThread];
 #pragma unroll
     for (int i = 0; i < kKeysPerThread; ++i) {
-        const int at = own + i * kWarp;
-        key[i] = at < inside ? keys[first + at] : ~0u;
+        key[i] = i * kWarp < own_left ? own_keys[i * kWarp] : ~0u;
         const unsigned digit = digit_of(key[i], shift);
-        const unsigned peers = __match_any_sync(kAllLanes, digit), before = counters[warp][digit];
-        const unsigned rank = unsigned(__popc(peers & lanes_below));
+        const unsigned peers = lanes_with(digit, kAllLanes), before = counters[warp][digit];
+        const unsigned rank = unsigned(__popc(peers & lanes_below()));
         __syncwarp();
-        if (rank == 0) counters[warp][digit] = before + unsigned(__popc(peers));
+        if (rank == 0) counters[warp][digit] = (unsigned short)(before + unsigned(__popc(peers)));
         __syncwarp();
         place[i] = before + rank;
     }
@@ -98,7 +121,7 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
     move[thread] = begin_all + histogram[(long long)(thread) * blocks + blockIdx.x] - begin;
     for (int w = 0; w < kSumWarps; ++w) {
         const unsigned here = counters[w][thread];
-        counters[w][thread] = begin;
+        counters[w][thread] = (unsigned short)(begin);
         begin += here;
     }
     __syncthreads();
@@ -109,14 +132,14 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
         exchange[place[i]] = key[i];
     }
     __syncthreads();
-    unsigned target[kKeysPerThread];
-#pragma unroll
-    for (int i = 0; i < kKeysPerThread; ++i) {
-        const int at = thread + i * kSumThreads;
-        if (at >= inside) continue;
-        const unsigned moved = exchange[at];
-        target[i] = move[digit_of(moved, shift)] + unsigned(at);
-        if (keys_out) keys_out[target[i]] = moved;
+    // Four turns at a time: the addresses of all sixteen take 120 registers, with which two blocks fit at once, not three.
+    static_assert(sizeof(counters) >= kBlockKeys, "holds a byte per key");
+    unsigned char* const digit_at = reinterpret_cast<unsigned char*>(counters);  // the counts have done their work
+#pragma unroll 4
+    for (int at = thread; at < inside; at += kSumThreads) {
+        const unsigned moved = exchange[at], digit = digit_of(moved, shift);
+        digit_at[at] = (unsigned char)(digit);
+        if (keys_out) keys_out[move[digit] + unsigned(at)] = moved;
     }
     __syncthreads();
 #pragma unroll
@@ -125,9 +148,6 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
         if (at < inside) exchange[place[i]] = payload ? payload[first + at] : unsigned(first + at);
     }
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kKeysPerThread; ++i) {
-        const int at = thread + i * kSumThreads;
-        if (at < inside) payload_out[target[i]] = exchange[at];
-    }
+#pragma unroll 4
+    for (int at = thread; at < inside; at += kSumThreads) payload_out[move[digit_at[at]] + unsigned(at)] = exchange[at];
 }
