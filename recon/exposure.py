@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scene.ops.adam import adam_visible
+
 LEARNING_RATE = (1e-2, 1e-3)  # at the start and at the end of a run
 BETAS, EPS = (0.9, 0.99), 1e-8
 
@@ -31,6 +33,8 @@ class Exposures:
 
     def __post_init__(self) -> None:
         self._rows = torch.tensor(self.trained, dtype=torch.int64, device=self.values.device)
+        self._is_trained = self.values.new_zeros(len(self.values), 1, 1)
+        self._is_trained[self._rows] = 1
 
     @staticmethod
     def identity(views: int, trained: tuple[int, ...]) -> Exposures:
@@ -59,22 +63,24 @@ class Exposures:
 
     def of(self, view: int) -> Tensor:
         """[2, 3] gain and offset per channel of a photo, as `photometric_loss` takes them."""
-        log_gain, offset = self.values[view]
-        return torch.stack([log_gain.exp(), offset])
+        exposure = self.values[view].clone()
+        exposure[0].exp_()
+        return exposure
 
     def learn(self, view: int, v_exposure: Tensor, progress: float) -> None:
-        """One Adam step from the gradient [2, 3] by what `of` gave; progress: 0 to 1, for the falling rate."""
-        gradient = torch.stack([v_exposure[0] * self.values[view, 0].exp(), v_exposure[1]])
+        """One Adam step from the gradient [2, 3] by what `of` gave; progress: 0 to 1, for the falling rate.
+
+        Overwrites v_exposure. Few operations: on a GPU each of these tiny ones costs as much host time as a large one.
+        """
+        value = self.values[view]
+        v_exposure[0].mul_(value[0].exp())  # by the log gain
         self.counts[view] += 1
-        count = int(self.counts[view])  # on the CPU always: nobody waits for it
-        average, square = self.exp_avg[view], self.exp_avg_sq[view]
-        average.lerp_(gradient, 1 - BETAS[0])
-        square.lerp_(gradient**2, 1 - BETAS[1])
+        step = int(self.counts[view])  # on the CPU always: nobody waits for it
         start, end = LEARNING_RATE
         rate = start * (end / start) ** progress
-        correction = (1 - BETAS[0] ** count, 1 - BETAS[1] ** count)
-        self.values[view] -= rate * (average / correction[0]) / ((square / correction[1]).sqrt() + EPS)
-        self.values[self._rows] -= self.values[self._rows].mean(0)
+        moments = (self.exp_avg[view], self.exp_avg_sq[view])
+        adam_visible(value, v_exposure, None, *moments, step=step, lr=rate, betas=BETAS, eps=EPS)
+        self.values.addcmul_(self._is_trained, self.values[self._rows].mean(0), value=-1)
 
 
 def fit_exposure(render: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

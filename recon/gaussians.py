@@ -180,8 +180,9 @@ def _had_memory(trainer: Trainer, p: float) -> bool:
     """One step; False when memory ran out. What is done then waits until the error and all it holds are gone."""
     try:
         _one_step(trainer, p)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError, ResourceError) as error:
+        # A step writes no file, so the resource that a launch of ours found missing is memory too.
+        if not (is_out_of_memory(error) or isinstance(error, ResourceError)):
             raise
         return False
     return True
@@ -234,8 +235,8 @@ def _one_step(trainer: Trainer, p: float) -> None:
     assert view.camera is not None
     camera = view.camera.resized(photo.rgb.shape[1], photo.rgb.shape[0])
     background = torch.rand(3, generator=trainer.generator) if photo.alpha is not None else torch.zeros(3)
-    below = background.to(photo.rgb.device, non_blocking=True)  # a blocking copy would wait for the step before
-    target = photo.rgb if photo.alpha is None else composite(photo.rgb, photo.alpha, below)
+    background = background.to(photo.rgb.device, non_blocking=True)  # a blocking copy would wait for the step before
+    target = photo.rgb if photo.alpha is None else composite(photo.rgb, photo.alpha, background)
 
     image = step.forward(
         camera, background, sh_degree=_degree(config, p), antialias=config.antialias, near=NEAR * trainer.extent

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture, Photo
+from scene.errors import is_out_of_memory
 
 SHARE = 0.25  # of the device memory that is free before training; splats and their moments need the rest
 
@@ -24,6 +25,7 @@ class PhotoCache:
         self._room = _free_bytes(device) if room is None else room
         self._held: dict[int, Photo] = {}
         self._level = 0
+        self._pins = device.type == "cuda"
 
     def photo(self, index: int, level: int) -> Photo:
         """View `index` at 0.5**level of its size, on the device. Do not write to its tensors."""
@@ -33,7 +35,7 @@ class PhotoCache:
         if index in self._held:
             return self._held[index]
         photo = self._capture.photo(index, level)
-        moved = Photo(self._sent(photo.rgb), None if photo.alpha is None else self._sent(photo.alpha))
+        moved = self._moved(photo) or self._moved_at_any_cost(photo)
         if photo.nbytes <= self._room:
             self._room -= photo.nbytes
             self._held[index] = moved
@@ -56,9 +58,23 @@ class PhotoCache:
             self._held.clear()
             self._level = level
 
+    def _moved(self, photo: Photo) -> Photo | None:
+        """A copy on the device, on its way while the host goes on; None when memory ran out, there or for pinning."""
+        try:
+            return Photo(self._sent(photo.rgb), None if photo.alpha is None else self._sent(photo.alpha))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _moved_at_any_cost(self, photo: Photo) -> Photo:
+        """The same without pinned memory, after the photos have made way: what trains is worth more than they are."""
+        self.drop()
+        self._pins = False
+        return Photo(self._sent(photo.rgb), None if photo.alpha is None else self._sent(photo.alpha))
+
     def _sent(self, pixels: Tensor) -> Tensor:
-        """A copy on the device, on its way while the host goes on."""
-        if self._device.type == "cuda":
+        if self._pins:
             pixels = pixels.pin_memory()
         return pixels.to(self._device, non_blocking=True)
 
