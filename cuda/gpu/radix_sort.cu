@@ -132,7 +132,7 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
         exchange[place[i]] = key[i];
     }
     __syncthreads();
-    // Four turns at a time: the addresses of all sixteen take 120 registers, with which two blocks fit at once, not three.
+    // Four turns at a time: with the addresses of all sixteen, 120 registers, two blocks fit at once instead of three.
     static_assert(sizeof(counters) >= kBlockKeys, "holds a byte per key");
     unsigned char* const digit_at = reinterpret_cast<unsigned char*>(counters);  // the counts have done their work
 #pragma unroll 4

@@ -1,5 +1,5 @@
-// out[i] = values[0] + .. + values[i - 1] in three launches: the sum of each block of 4096 values, the sums before each
-// block, and then every value. A sum beyond 2^31 - 1 stays there. No block waits for another.
+// out[i] = values[0] + .. + values[i - 1] in two launches: the sum of each block of 4096 values, and then every value.
+// A sum beyond 2^31 - 1 stays there. No block waits for another.
 #include "gpu/block_sum.h"
 
 namespace maquette {
@@ -32,25 +32,19 @@ scan_block_sums(const unsigned* values, const int* places, int count, unsigned* 
     if (threadIdx.x == 0) block_sums[blockIdx.x] = total;
 }
 
-// One block. block_sums: in, the sum of each block; out, the sum before it.
-MQ_KERNEL __launch_bounds__(kSumThreads) scan_sums_before(unsigned* block_sums, int blocks, unsigned* total) {
+// total: [1], the sum of all. Four blocks at once: left to itself, ptxas spills for a fifth on sm_80.
+MQ_KERNEL __launch_bounds__(kSumThreads, 4)
+scan_write(const unsigned* values, const int* places, int count, const unsigned* block_sums, unsigned* out,
+           unsigned* total) {
     __shared__ unsigned warp_sums[kSumWarps];
-    unsigned before = 0;
-    for (int first = 0; first < blocks; first += kSumThreads) {
-        const int i = first + int(threadIdx.x);
-        unsigned sum;
-        const unsigned here = block_sum_before(i < blocks ? block_sums[i] : 0u, warp_sums, sum);
-        if (i < blocks) block_sums[i] = bounded_sum(before, here);
-        before = bounded_sum(before, sum);
-    }
-    if (threadIdx.x == 0) *total = before;
-}
+    // Each block adds up all blocks before it: for 10M values ten more reads a thread, cheaper than another launch.
+    unsigned share = 0, blocks_before;
+    for (unsigned block = threadIdx.x; block < blockIdx.x; block += kSumThreads)
+        share = bounded_sum(share, block_sums[block]);
+    block_sum_before(share, warp_sums, blocks_before);
 
-MQ_KERNEL __launch_bounds__(kSumThreads)
-scan_write(const unsigned* values, const int* places, int count, const unsigned* sums_before, unsigned* out) {
-    __shared__ unsigned warp_sums[kSumWarps];
     const long long first = first_of_warp() + threadIdx.x % kWarp;
-    unsigned before[kScanItems], sum = 0, total;
+    unsigned before[kScanItems], sum = 0, in_block;
     for (int i = 0; i < kScanItems; ++i) {
         const unsigned through = warp_sum_through(scan_value(values, places, count, first + i * kWarp));
         before[i] = bounded_sum(sum, before_lane(through));
@@ -58,8 +52,9 @@ scan_write(const unsigned* values, const int* places, int count, const unsigned*
     }
     // The sum of a warp is held by all its lanes; its last lane alone brings it in.
     const bool last_lane = threadIdx.x % kWarp == kWarp - 1;
-    const unsigned here = block_sum_before(last_lane ? sum : 0u, warp_sums, total);
-    const unsigned base = bounded_sum(sums_before[blockIdx.x], __shfl_sync(kAllLanes, here, 0));
+    const unsigned here = block_sum_before(last_lane ? sum : 0u, warp_sums, in_block);
+    const unsigned base = bounded_sum(blocks_before, __shfl_sync(kAllLanes, here, 0));
     for (int i = 0; i < kScanItems; ++i)
         if (first + i * kWarp < count) out[first + i * kWarp] = bounded_sum(base, before[i]);
+    if (blockIdx.x == gridDim.x - 1 && threadIdx.x == 0) *total = bounded_sum(blocks_before, in_block);
 }

@@ -19,8 +19,7 @@ def exclusive_sum(values: Tensor, out: Tensor, total: Tensor, *, places: Tensor 
     A sum beyond 2^31 - 1 stays at 2^31 - 1.
     """
     count = out.shape[0]
-    sums = blocks(count, BLOCK_VALUES)
-    block_sums = scratch(max(sums, 1), torch.int32, out)
+    sums = max(1, blocks(count, BLOCK_VALUES))  # of nothing too there is a total
+    block_sums = scratch(sums, torch.int32, out)
     launch("scan", "scan_block_sums", sums, THREADS, values, places, count, block_sums)
-    launch("scan", "scan_sums_before", 1, THREADS, block_sums, sums, total)
-    launch("scan", "scan_write", sums, THREADS, values, places, count, block_sums, out)
+    launch("scan", "scan_write", sums, THREADS, values, places, count, block_sums, out, total)
