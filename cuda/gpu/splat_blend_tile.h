@@ -50,13 +50,14 @@ __device__ inline void stage_records(float4* staged, const float4* records, cons
 }
 
 // False only where alpha < 1/255 at every pixel centre of the warp's sub-tile. The quadratic is concave: where the mean
-// is not inside, its maximum over the rectangle lies on an edge that faces the mean, at the top of the parabola there.
+// is not inside, its maximum over the rectangle lies on an edge that faces the mean, at the top of the parabola there,
+// where an ulp more or less of x or y changes next to nothing.
 __device__ inline bool touches(const SplatRecord<float>& splat, const LanePixels& at) {
     const float right = splat.mean_x - float(at.left) - 0.5f, left = right - float(kSubWidth - 1);  // bounds of dx
     const float lower = splat.mean_y - float(at.top) - 0.5f, upper = lower - float(kSubHeight - 1);
     const float near_x = fminf(fmaxf(0.0f, left), right), near_y = fminf(fmaxf(0.0f, upper), lower);
-    const float top_y = fminf(fmaxf(-0.5f * splat.xy * near_x / splat.yy, upper), lower);
-    const float top_x = fminf(fmaxf(-0.5f * splat.xy * near_y / splat.xx, left), right);
+    const float top_y = fminf(fmaxf(-0.5f * splat.xy * near_x * reciprocal(splat.yy), upper), lower);
+    const float top_x = fminf(fmaxf(-0.5f * splat.xy * near_y * reciprocal(splat.xx), left), right);
     const float best = fmaxf(log2_alpha(splat, near_x, top_y), log2_alpha(splat, top_x, near_y));
     // Terms of either sign may cancel; what they round off is a small part of the largest of them.
     const float size = fabsf(splat.xx) * fmaxf(near_x * near_x, top_x * top_x) +

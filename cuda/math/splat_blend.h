@@ -110,9 +110,15 @@ enum SplatSum {
     kSplatSums = 16                        // a cache line in float32
 };
 
-// A adds up R: the same, or one vector for several.
-template <bool kGeometry, bool kAbsgrad, typename A, typename R, typename S>
-MQ_HD void add_gradient(A* sums, PixelGradient<R>& pixel, const SplatRecord<S>& splat, R dx, R dy, R alpha) {
+// What a pixel says of a splat: v and w of the sums.
+template <typename R>
+struct PixelShare {
+    R v, weight;
+};
+
+// Takes the pixel past the splat.
+template <bool kGeometry, typename R, typename S>
+MQ_HD PixelShare<R> pass_splat(PixelGradient<R>& pixel, const SplatRecord<S>& splat, R alpha) {
     const auto follows = below(alpha, R(kMaxAlpha));  // a clamped alpha does not follow its splat
     alpha = keep(at_least(alpha, R(kMinAlpha)), at_most(alpha, R(kMaxAlpha)));
     const auto open = at_least(pixel.light, R(kMinTransmittance));
@@ -123,10 +129,12 @@ MQ_HD void add_gradient(A* sums, PixelGradient<R>& pixel, const SplatRecord<S>& 
         g += R(splat.z) * pixel.v_z + R(splat.normal_x) * pixel.v_normal_x + R(splat.normal_y) * pixel.v_normal_y +
              R(splat.normal_z) * pixel.v_normal_z;
     pixel.behind -= weight * g;
-    const R v = keep(both(open, follows), weight * g - alpha * (pixel.behind * reciprocal(rest)));
-    const R v_dx = v * dx, v_dy = v * dy;
-    sums[kV] += v, sums[kVDx] += v_dx, sums[kVDy] += v_dy;
-    sums[kVDxDx] += v_dx * dx, sums[kVDxDy] += v_dx * dy, sums[kVDyDy] += v_dy * dy;
+    return {keep(both(open, follows), weight * g - alpha * (pixel.behind * reciprocal(rest))), weight};
+}
+
+// The sums of w. A adds up R: the same, or one vector for several.
+template <bool kGeometry, typename A, typename R>
+MQ_HD void add_weighted(A* sums, const PixelGradient<R>& pixel, R weight) {
     sums[kWRed] += weight * pixel.v_red, sums[kWGreen] += weight * pixel.v_green;
     sums[kWBlue] += weight * pixel.v_blue;
     if constexpr (kGeometry) {
@@ -134,10 +142,22 @@ MQ_HD void add_gradient(A* sums, PixelGradient<R>& pixel, const SplatRecord<S>& 
         sums[kWNormalX] += weight * pixel.v_normal_x, sums[kWNormalY] += weight * pixel.v_normal_y;
         sums[kWNormalZ] += weight * pixel.v_normal_z;
     }
-    if constexpr (kAbsgrad) {
-        sums[kAbsX] += absolute(R(S(2) * splat.xx) * v_dx + R(splat.xy) * v_dy);
-        sums[kAbsY] += absolute(R(splat.xy) * v_dx + R(S(2) * splat.yy) * v_dy);
-    }
+}
+
+template <typename A, typename R, typename S>
+MQ_HD void add_absolute(A* sums, const SplatRecord<S>& splat, R v_dx, R v_dy) {
+    sums[kAbsX] += absolute(R(S(2) * splat.xx) * v_dx + R(splat.xy) * v_dy);
+    sums[kAbsY] += absolute(R(splat.xy) * v_dx + R(S(2) * splat.yy) * v_dy);
+}
+
+template <bool kGeometry, bool kAbsgrad, typename A, typename R, typename S>
+MQ_HD void add_gradient(A* sums, PixelGradient<R>& pixel, const SplatRecord<S>& splat, R dx, R dy, R alpha) {
+    const PixelShare<R> share = pass_splat<kGeometry>(pixel, splat, alpha);
+    const R v_dx = share.v * dx, v_dy = share.v * dy;
+    sums[kV] += share.v, sums[kVDx] += v_dx, sums[kVDy] += v_dy;
+    sums[kVDxDx] += v_dx * dx, sums[kVDxDy] += v_dx * dy, sums[kVDyDy] += v_dy * dy;
+    add_weighted<kGeometry>(sums, pixel, share.weight);
+    if constexpr (kAbsgrad) add_absolute(sums, splat, v_dx, v_dy);
 }
 
 template <typename S>
