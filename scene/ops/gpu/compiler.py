@@ -39,7 +39,7 @@ class Compiled:
     """One kernel file for one architecture: the cubin, what the assembler said of it, and how it came about."""
 
     source: str
-    cubin: bytes
+    cubin: bytes  # PTX where the architecture is one of "compute_N"
     log: str  # registers, spills and shared memory of each kernel; empty when it came from the cache
     seconds: float
     cached: bool
@@ -90,20 +90,28 @@ def architectures() -> frozenset[int]:
 
 
 def compile_source(source: str, arch: str) -> Compiled:
-    """Compiles cuda/gpu/`source`.cu for `arch`, such as sm_90, without the cache. Raises MaquetteError."""
+    """Compiles cuda/gpu/`source`.cu without the cache. Raises MaquetteError.
+
+    arch: such as sm_90, or compute_90 for PTX.
+    """
     core = nvidia("core")
     root, said, began = sources(), io.StringIO(), time.perf_counter()
     text = (root / "gpu" / f"{source}.cu").read_text()
     options = core.ProgramOptions(name=f"{source}.cu", arch=arch, include_path=str(root), **OPTIONS)
     try:
         program = core.Program(text, "c++", options)
-        cubin = bytes(program.compile("cubin", logs=said).code)
+        cubin = bytes(program.compile("ptx" if is_ptx(arch) else "cubin", logs=said).code)
         program.close()
     except Exception as error:  # cuda-core has an error class per library underneath, and none in common
         lines = str(error).splitlines() or [type(error).__name__]
         first = next((line for line in lines if "error:" in line), lines[0])  # the whole log is in the cause
         raise MaquetteError(f"cuda/gpu/{source}.cu does not compile for {arch}: {first}") from error
     return Compiled(source, cubin, said.getvalue(), time.perf_counter() - began, cached=False)
+
+
+def is_ptx(arch: str) -> bool:
+    """Whether code for `arch` is PTX, which the driver has yet to translate."""
+    return arch.startswith("compute_")
 
 
 def compiled(source: str, arch: str, folder: Path | None) -> Compiled:
@@ -130,6 +138,7 @@ def compiled(source: str, arch: str, folder: Path | None) -> Compiled:
 
 def compile_all(arch: str, folder: Path | None = None) -> list[Compiled]:
     """Every kernel file for `arch`, compiled side by side where the cache `folder` does not hold it yet."""
+    nvidia("core")  # by one thread: cuda.core lets a second thread see it half imported
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda source: compiled(source, arch, folder), kernel_files()))
 

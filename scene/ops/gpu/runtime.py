@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import struct
 import threading
 import time
@@ -22,13 +23,14 @@ import torch
 from torch import Tensor
 
 from scene.errors import MaquetteError, ResourceError
-from scene.ops.gpu import compiler
+from scene.ops.gpu import compiler, nvrtc
 from scene.ops.gpu.launch import Argument, Size
 
 log = logging.getLogger(__name__)
 
 OLDEST = (7, 5)  # Turing: the oldest that CUDA 13's NVRTC compiles for
-INSTALL = 'pip install "maquette[gpu]"'
+OLDEST_CORE = (0, 7)  # of cuda-core; Kernel.handle is missing before
+INSTALL = 'pip install --upgrade "maquette[gpu]"'
 MOST_ARGUMENTS = 64
 
 
@@ -50,6 +52,11 @@ class CardFacts:
         """What the compiler calls this card."""
         return "sm_{}{}".format(*self.capability)
 
+    @property
+    def target(self) -> str:
+        """What to compile for; empty when this NVRTC compiles nothing that the card runs."""
+        return nvrtc.target(self.capability[0] * 10 + self.capability[1], self.architectures)
+
 
 def judge(facts: CardFacts) -> tuple[bool, str]:
     """Whether kernels can be compiled for, and loaded into, a card; one sentence that says why or why not."""
@@ -60,16 +67,27 @@ def judge(facts: CardFacts) -> tuple[bool, str]:
         return False, f"torch finds no usable NVIDIA GPU: {facts.torch_trouble}"
     if facts.capability < OLDEST:
         return False, f"{card} is too old; the kernels need sm_{OLDEST[0]}{OLDEST[1]} (GeForce 20 series) or newer"
+    wheel = nvrtc.wheel(facts.driver[0])
     if facts.compiler_trouble:
-        return False, f"{card} is there, but not its compiler: {facts.compiler_trouble}; install it with: {INSTALL}"
-    nvrtc, driver = ("{}.{}".format(*pair) for pair in (facts.compiler, facts.driver))
-    if facts.capability[0] * 10 + facts.capability[1] not in facts.architectures:
-        return False, f"NVRTC {nvrtc} does not know {card} yet; get a newer one with: {INSTALL} --upgrade"
+        advice = f"install it with: {INSTALL} {wheel}"
+        return False, f"{card} is there, but not its compiler: {facts.compiler_trouble}; {advice}"
+    made_by, driver = "NVRTC {}.{}".format(*facts.compiler), "{}.{}".format(*facts.driver)
     if facts.compiler[0] > facts.driver[0]:
-        older = ', or: pip install "cuda-bindings==12.*" nvidia-cuda-nvrtc-cu12' if facts.driver[0] == 12 else ""
-        advice = f"update the driver{older}"
-        return False, f"the driver of {card} is for CUDA {driver} and cannot load what NVRTC {nvrtc} makes; {advice}"
-    return True, f"{card}, driver for CUDA {driver}, compiler NVRTC {nvrtc}"
+        other = f", or: pip install {wheel}" if facts.driver[0] in nvrtc.WHEELS else ""
+        advice = f"update the driver{other}"
+        return False, f"the driver of {card} is for CUDA {driver} and cannot load what {made_by} makes; {advice}"
+    newer = f"get a newer one with: pip install --upgrade {wheel}"
+    if not facts.target:
+        return False, f"{made_by} does not know {card} yet; {newer}"
+    if facts.target == facts.arch:
+        return True, f"{card}, driver for CUDA {driver}, compiler {made_by}"
+    if compiler.is_ptx(facts.target) and facts.compiler > facts.driver:
+        trouble = f"and the driver, for CUDA {driver}, does not read its code for later cards"
+        return False, f"{made_by} does not know {card} yet, {trouble}; update the driver, or {newer}"
+    return (
+        True,
+        f"{card}, driver for CUDA {driver}, compiler {made_by}, which does not know it and makes {facts.target}",
+    )
 
 
 def usable(index: int | None = None) -> tuple[bool, str]:
@@ -92,9 +110,10 @@ def _usable(index: int) -> tuple[bool, str]:
     if not good:
         return good, sentence
     try:
-        prepare(index, facts.arch)
-    except MaquetteError as error:
-        return False, f"{sentence}; but {error}"
+        prepare(index, facts.target)
+        probe(index)
+    except Exception as error:  # torch and each of NVIDIA's libraries has errors of its own; none may end a run
+        return False, f"{sentence}; but {_first_line(error)}"
     return good, sentence
 
 
@@ -113,15 +132,20 @@ def card_facts(index: int) -> CardFacts:
         torch.empty(1, device=torch.device("cuda", index))  # a driver can list a card and fail at its first use
     except (RuntimeError, AssertionError) as error:
         return CardFacts(build, f"the driver fails ({_first_line(error)}); restart the machine or install it again")
+    # Without cuda.bindings to ask, the driver is known to be at least as new as torch.
+    known = CardFacts(build, "", name, capability, (int(build.split(".")[0]), 0))
     try:
         driver = compiler.nvidia("bindings.driver")
-        compiler.nvidia("core")
         status, version = driver.cuDriverGetVersion()
         _check(status, "asking the driver for its version")
-        known = CardFacts(build, "", name, capability, (version // 1000, version % 1000 // 10))
+        known = replace(known, driver=(version // 1000, version % 1000 // 10))
+        nvrtc.load(known.driver[0])
+        core = compiler.nvidia("core").__version__
+        if tuple(int(part) for part in core.split(".")[:2]) < OLDEST_CORE:
+            return replace(known, compiler_trouble="cuda-core {} is older than {}.{}".format(core, *OLDEST_CORE))
         return replace(known, compiler=compiler.compiler_version(), architectures=compiler.architectures())
     except Exception as error:  # a missing or half-installed library fails in many ways
-        return CardFacts(build, "", name, capability, compiler_trouble=_first_line(error))
+        return replace(known, compiler_trouble=_first_line(error))
 
 
 def prepare(index: int, arch: str) -> None:
@@ -134,7 +158,8 @@ def prepare(index: int, arch: str) -> None:
         log.info("compiled %d GPU kernel files for %s in %.1f s", anew, arch, time.perf_counter() - began)
     with torch.cuda.device(index):
         for one in made:
-            module = core.ObjectCode.from_cubin(one.cubin, name=one.source)
+            load = core.ObjectCode.from_ptx if compiler.is_ptx(arch) else core.ObjectCode.from_cubin
+            module = load(one.cubin, name=one.source)
             try:
                 assert module.handle  # loads it
             except Exception as error:  # cuda-core has an error class per library underneath, and none in common
@@ -143,6 +168,17 @@ def prepare(index: int, arch: str) -> None:
                 ) from error
             _modules[index, one.source] = module
     _made[:] = made
+
+
+def probe(index: int) -> None:
+    """Runs the smallest kernel and looks at its result: a machine that only seems to work shows before a run."""
+    card = torch.device("cuda", index)
+    expected = [0.25, 0.5, 0.75]
+    rgb, alpha = (torch.full((size,), value, dtype=torch.uint8, device=card) for size, value in ((3, 255), (1, 0)))
+    out = torch.full((3,), math.nan, device=card)
+    launch("composite", "composite", (1, 1, 1), (256, 1, 1), (rgb, alpha, torch.tensor(expected, device=card), out, 1))
+    if out.tolist() != expected:
+        raise MaquetteError(f"a first kernel computed {out.tolist()} instead of {expected}; install the driver again")
 
 
 def loaded() -> list[compiler.Compiled]:

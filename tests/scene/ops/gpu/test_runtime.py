@@ -21,7 +21,7 @@ import torch
 
 from scene.errors import MaquetteError
 from scene.ops import native
-from scene.ops.gpu import compiler, runtime
+from scene.ops.gpu import compiler, nvrtc, runtime
 from scene.ops.gpu.runtime import CardFacts
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -59,10 +59,12 @@ def test_a_good_card_is_used_and_named_with_driver_and_compiler() -> None:
         (CardFacts(None), "built for the CPU only"),
         (CardFacts("13.0", "no card or no driver"), "no usable NVIDIA GPU: no card or no driver"),
         (replace(GOOD, capability=(7, 0)), "too old; the kernels need sm_75"),
-        (replace(GOOD, compiler_trouble="No module named 'cuda.core'"), 'pip install "maquette[gpu]"'),
-        (replace(GOOD, capability=(13, 0)), "does not know NVIDIA H200 (sm_130) yet"),
+        (replace(GOOD, compiler_trouble="No module named 'cuda.core'"), 'pip install --upgrade "maquette[gpu]"'),
+        (replace(GOOD, compiler_trouble="x", driver=(12, 2)), '"maquette[gpu]" nvidia-cuda-nvrtc-cu12'),
+        (replace(GOOD, capability=(13, 0)), "does not know NVIDIA H200 (sm_130) yet, and the driver, for CUDA 13.0"),
+        (replace(GOOD, architectures=frozenset()), "pip install --upgrade nvidia-cuda-nvrtc"),
         (replace(GOOD, driver=(11, 8)), "is for CUDA 11.8 and cannot load what NVRTC 13.5 makes; update the driver"),
-        (replace(GOOD, driver=(12, 4)), 'update the driver, or: pip install "cuda-bindings==12.*"'),
+        (replace(GOOD, driver=(12, 4)), "update the driver, or: pip install nvidia-cuda-nvrtc-cu12"),
         (CardFacts("13.0", "", "unknown"), "too old"),
     ],
 )
@@ -70,6 +72,48 @@ def test_every_other_machine_gets_one_line_that_says_why_and_what_to_do(facts: C
     usable, sentence = runtime.judge(facts)
     assert not usable
     assert says in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "target"),
+    [
+        ((8, 6), (13, 0), "sm_80"),
+        ((10, 3), (13, 0), "sm_100"),
+        ((12, 1), (13, 0), "sm_120"),
+        ((13, 0), (13, 6), "compute_120"),
+    ],
+)
+def test_a_card_newer_than_the_compiler_runs_code_for_an_older_one(
+    capability: tuple[int, int], driver: tuple[int, int], target: str
+) -> None:
+    facts = replace(GOOD, capability=capability, driver=driver)
+    usable, sentence = runtime.judge(facts)
+    assert usable and facts.target == target
+    assert sentence.endswith(f"compiler NVRTC 13.5, which does not know it and makes {target}")
+
+
+@pytest.mark.parametrize(
+    ("card", "known", "target"),
+    [
+        (89, (80, 86, 87), "sm_86"),  # not 87: that is Tegra's
+        (88, (80, 86), "compute_86"),  # on Tegra nothing of a card's runs
+        (121, (90, 100, 101), "compute_100"),
+        (75, (80, 90), ""),
+    ],
+)
+def test_code_of_embedded_chips_is_not_for_cards(card: int, known: tuple[int, ...], target: str) -> None:
+    assert nvrtc.target(card, known) == target
+
+
+class FakeDriver:
+    """What of cuda.bindings.driver tells the driver's version."""
+
+    class CUresult:
+        CUDA_SUCCESS = 0
+
+    @staticmethod
+    def cuDriverGetVersion() -> tuple[int, int]:
+        return 0, 13000
 
 
 @pytest.fixture
@@ -106,6 +150,28 @@ def test_without_its_compiler_a_card_is_not_used(card: pytest.MonkeyPatch, modul
     usable, sentence = runtime.usable(0)
     assert not usable
     assert "NVIDIA H200 (sm_90) is there, but not its compiler" in sentence
+
+
+def test_a_cuda_core_that_is_too_old_is_told(card: pytest.MonkeyPatch) -> None:
+    class Old:
+        __version__ = "0.5.1"
+
+    card.setattr(runtime.compiler, "nvidia", lambda name: Old if name == "core" else FakeDriver)
+    card.setattr(nvrtc, "load", lambda driver: None)
+    assert "cuda-core 0.5.1 is older than 0.7; install it with: pip install --upgrade" in runtime.usable(0)[1]
+
+
+@pytest.mark.parametrize("result", [[0.25, 0.5, 0.0], RuntimeError("CUDA error: an illegal instruction\nmore")])
+def test_a_card_whose_first_kernel_goes_wrong_is_not_used(card: pytest.MonkeyPatch, result: object) -> None:
+    def fail(index: int) -> None:
+        raise result if isinstance(result, Exception) else MaquetteError(f"a first kernel computed {result}")
+
+    card.setattr(runtime, "card_facts", lambda index: GOOD)
+    card.setattr(runtime, "prepare", lambda index, arch: None)
+    card.setattr(runtime, "probe", fail)
+    usable, sentence = runtime.usable(0)
+    assert not usable and "\n" not in sentence
+    assert sentence.startswith("NVIDIA H200 (sm_90), driver for CUDA 13.0, compiler NVRTC 13.5; but ")
 
 
 def test_kernels_that_do_not_compile_or_load_are_told_in_one_line(card: pytest.MonkeyPatch) -> None:
@@ -211,7 +277,7 @@ def test_any_change_of_kernel_header_architecture_or_compiler_is_another_file(
     for changed in (tmp_path / "gpu" / f"{source}.cu", tmp_path / "math" / "vec.h", tmp_path / "gpu" / "device.h"):
         changed.write_text(changed.read_text() + "\n")
         keys.append(key())
-    monkeypatch.setattr(compiler, "compiler_version", lambda: (12, 9))
+    monkeypatch.setattr(compiler, "compiler_version", lambda: (12, 0))
     keys.append(key())
     assert len(set(keys)) == len(keys)
     compiler._headers.cache_clear()
@@ -292,6 +358,60 @@ def test_a_refused_launch_names_kernel_trouble_and_remedy(fake_driver: str, stat
     done = run(START, LD_LIBRARY_PATH=fake_driver, FAKE_CUDA_STATUS=str(status))
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"scene.errors.{error}: ") and says in last
+
+
+PREPARE = """
+import contextlib
+import torch
+torch.cuda.device = lambda index: contextlib.nullcontext()
+from scene.ops.gpu import runtime
+runtime.prepare(0, "{arch}")
+numbers = torch.zeros(4)
+print(numbers.data_ptr())
+runtime.start(0, "adam", "any", (1, 1, 1), (32, 1, 1), (numbers,), 0)
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(("arch", "version", "begin"), [("sm_90", 13000, "ELF"), ("compute_90", 14000, "//")])
+def test_kernel_files_are_compiled_loaded_and_found_through_cuda_core(
+    fake_driver: str, tmp_path: Path, arch: str, version: int, begin: str
+) -> None:
+    settings = {"FAKE_CUDA_TYPES": "p", "FAKE_CUDA_VERSION": str(version), "MAQUETTE_CACHE": str(tmp_path)}
+    done = run(PREPARE.format(arch=arch), LD_LIBRARY_PATH=fake_driver, **settings)
+    assert done.returncode == 0, done.stderr
+    *loads, launch = done.stderr.strip().splitlines()  # and nothing else, such as a warning about versions
+    assert [line.strip() for line in loads if line] == [f"load {begin}"] * len(compiler.kernel_files())
+    assert launch == f"launch abc 1 1 1 32 1 1 0 0 {done.stdout.strip()}"
+
+
+@needs_compiler
+def test_kernels_that_the_driver_does_not_load_are_told_in_one_line(fake_driver: str) -> None:
+    done = run(PREPARE.format(arch="sm_90"), LD_LIBRARY_PATH=fake_driver, FAKE_CUDA_LOAD="209")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("scene.errors.MaquetteError: the driver does not load adam for sm_90 (fake trouble")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler")
+@pytest.mark.parametrize(
+    ("driver", "there", "taken"),
+    [(13, (12, 13), 13), (12, (12, 13), 12), (14, (12,), 12), (12, (13,), 0), (11, (12, 13), 0)],
+)
+def test_the_compiler_is_the_newest_that_the_driver_follows(
+    tmp_path: Path, driver: int, there: tuple[int, ...], taken: int
+) -> None:
+    for major in there:
+        folder = tmp_path / nvrtc.WHEELS[major][0]
+        folder.mkdir(parents=True)
+        for name in (f"libnvrtc.so.{major}", f"libnvrtc-builtins.so.{major}.0"):
+            naming = [f"-Wl,-soname,{name}", "-x", "c", "/dev/null"]
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / name), *naming], check=True)
+    program = (
+        "import sys; from scene.ops.gpu import nvrtc\n"
+        f"sys.path = [{str(tmp_path)!r}]; nvrtc.load({driver})\n"
+        "print([major for major in nvrtc.WHEELS if nvrtc._loaded(major)])"
+    )
+    assert run(program, LD_LIBRARY_PATH="").stdout.strip() == str([taken] if taken else [])
 
 
 @pytest.mark.parametrize("number", [2**31, -(2**31) - 1])
