@@ -96,7 +96,8 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
     __syncthreads();
 
     // Place of each key among the keys of its digit in this warp, which owns 512 keys in a row and takes 32 at a time.
-    // What lies beyond the end gets the last digit and, being last, the last places.
+    // What lies beyond the end gets the last digit and, being last, the last places. The digit is kept in the upper half
+    // of the place: taken from the key twice, it is kept in sixteen more registers.
     const int own = warp * (kWarp * kKeysPerThread) + lane, own_left = inside - own;
     const unsigned* const own_keys = keys + first + own;
     unsigned key[kKeysPerThread], place[kKeysPerThread];
@@ -109,7 +110,7 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
         __syncwarp();
         if (rank == 0) counters[warp][digit] = (unsigned short)(before + unsigned(__popc(peers)));
         __syncwarp();
-        place[i] = before + rank;
+        place[i] = digit << 16 | (before + rank);
     }
     __syncthreads();
 
@@ -128,11 +129,11 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
 
 #pragma unroll
     for (int i = 0; i < kKeysPerThread; ++i) {
-        place[i] += counters[warp][digit_of(key[i], shift)];
+        place[i] = (place[i] & 0xffff) + counters[warp][place[i] >> 16];
         exchange[place[i]] = key[i];
     }
     __syncthreads();
-    // Four turns at a time: with the addresses of all sixteen, 120 registers, two blocks fit at once instead of three.
+    // Few turns at a time: with the addresses of all sixteen, 120 registers, two blocks fit at once instead of four.
     static_assert(sizeof(counters) >= kBlockKeys, "holds a byte per key");
     unsigned char* const digit_at = reinterpret_cast<unsigned char*>(counters);  // the counts have done their work
 #pragma unroll 4
@@ -148,6 +149,6 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
         if (at < inside) exchange[place[i]] = payload ? payload[first + at] : unsigned(first + at);
     }
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 2
     for (int at = thread; at < inside; at += kSumThreads) payload_out[move[digit_at[at]] + unsigned(at)] = exchange[at];
 }
