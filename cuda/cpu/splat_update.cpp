@@ -19,13 +19,20 @@ namespace {
 
 using L = Batch<float>;
 
-// One parameter of all Gaussians with its moments; `width` numbers per row.
+// One parameter of all Gaussians with its moments; `width` numbers per row. Moment: float or, as bfloat16, unsigned short.
+template <typename Moment>
 struct Group {
-    float *param, *exp_avg, *exp_avg_sq;
+    float* param;
+    Moment *exp_avg, *exp_avg_sq;
     int width;
-    AdamStep<L> step;
-    bool active;  // a rate of 0 leaves parameter and moments alone
+    AdamStep<float> step;
+    unsigned count;  // of steps
+    bool active;     // a rate of 0 leaves parameter and moments alone
 };
+
+AdamStep<L> in_lanes(const AdamStep<float>& s) {
+    return {L(s.new1), L(s.beta2), L(s.new2), L(s.rate), L(s.inv_root_bias), L(s.eps)};
+}
 
 // Sums over steps since densification last looked: see scene/ops/splat_step.py.
 struct StatisticsArrays {
@@ -35,8 +42,9 @@ struct StatisticsArrays {
     const float *v_means2d, *extents;  // of the visible splats
 };
 
+template <typename Moment>
 struct Update {
-    Group means, quats, log_scales, opacity_logits, sh_dc, sh_rest;
+    Group<Moment> means, quats, log_scales, opacity_logits, sh_dc, sh_rest;
     Pull pull;
     StatisticsArrays statistics;
 };
@@ -45,12 +53,12 @@ struct Update {
 struct Span {
     L param, exp_avg, exp_avg_sq;
 
-    MQ_INLINE Span(const Group& group, std::int64_t at)
+    MQ_INLINE Span(const Group<float>& group, std::int64_t at)
         : param(L::load(group.param + at)),
           exp_avg(L::load(group.exp_avg + at)),
           exp_avg_sq(L::load(group.exp_avg_sq + at)) {}
-    MQ_INLINE void update(const Group& group, std::int64_t at, const float* gradient) {
-        adam_update(param, L::load(gradient), exp_avg, exp_avg_sq, group.step);
+    MQ_INLINE void update(const Group<float>& group, std::int64_t at, const float* gradient) {
+        adam_update(param, L::load(gradient), exp_avg, exp_avg_sq, in_lanes(group.step));
         param.store(group.param + at), exp_avg.store(group.exp_avg + at), exp_avg_sq.store(group.exp_avg_sq + at);
     }
 };
@@ -58,7 +66,7 @@ struct Span {
 // One row of at least a vector's width, in place. The last vector overlaps the one before: it is read first, so that
 // the numbers both hold are updated twice from the same start.
 template <int Width>
-MQ_INLINE void update_row(const Group& group, std::int64_t at, const float* gradient) {
+MQ_INLINE void update_row(const Group<float>& group, std::int64_t at, const float* gradient) {
     constexpr int N = L::count;
     Span last(group, at + Width - N);
     for (int i = 0; i + N < Width; i += N) Span(group, at + i).update(group, at + i, gradient + i);
@@ -67,7 +75,7 @@ MQ_INLINE void update_row(const Group& group, std::int64_t at, const float* grad
 
 // Rows narrower than a vector, through a copy in which they follow each other.
 template <int Width>
-MQ_INLINE void update_copied(const Group& group, const std::int32_t* rows, int valid, const float* gradient) {
+MQ_INLINE void update_copied(const Group<float>& group, const std::int32_t* rows, int valid, const float* gradient) {
     constexpr int N = L::count;
     float* const arrays[3] = {group.param, group.exp_avg, group.exp_avg_sq};
     alignas(kVectorBytes) float copies[3][Width * N];
@@ -75,7 +83,7 @@ MQ_INLINE void update_copied(const Group& group, const std::int32_t* rows, int v
         for (int lane = 0; lane < N; ++lane)
             std::memcpy(copies[a] + lane * Width, arrays[a] + std::int64_t(rows[lane]) * group.width,
                         Width * sizeof(float));
-    const Group copied = {copies[0], copies[1], copies[2], Width, group.step, true};
+    const Group<float> copied = {copies[0], copies[1], copies[2], Width, group.step, group.count, true};
     for (int i = 0; i < Width * N; i += N) Span(copied, i).update(copied, i, gradient + i);
     for (int a = 0; a < 3; ++a)
         for (int lane = 0; lane < valid; ++lane)
@@ -85,7 +93,7 @@ MQ_INLINE void update_copied(const Group& group, const std::int32_t* rows, int v
 
 // Adam on the first `Width` numbers of `valid` rows; gradient: [rows][Width].
 template <int Width>
-MQ_INLINE void update_group(const Group& group, const std::int32_t* rows, int valid, const float* gradient) {
+MQ_INLINE void update_group(const Group<float>& group, const std::int32_t* rows, int valid, const float* gradient) {
     constexpr int N = L::count;
     if (group.width == Width && valid == N && rows[N - 1] - rows[0] == N - 1) {
         const std::int64_t first = std::int64_t(rows[0]) * Width;
@@ -98,9 +106,27 @@ MQ_INLINE void update_group(const Group& group, const std::int32_t* rows, int va
     }
 }
 
-// The same from a gradient whose components lie in lanes.
+// The same with moments of 16 bits, a number after the other for the compiler to put side by side.
 template <int Width>
-MQ_INLINE void update_lanes(const Group& group, const std::int32_t* rows, int valid, const L* gradient) {
+MQ_INLINE void update_group(const Group<unsigned short>& group, const std::int32_t* rows, int valid,
+                            const float* gradient) {
+    for (int lane = 0; lane < valid; ++lane) {
+        const std::int64_t at = std::int64_t(rows[lane]) * group.width;
+        float* __restrict param = group.param + at;
+        unsigned short *__restrict exp_avg = group.exp_avg + at, *__restrict exp_avg_sq = group.exp_avg_sq + at;
+#pragma GCC ivdep
+        for (int i = 0; i < Width; ++i) {
+            float average = wide(exp_avg[i]), square = wide(exp_avg_sq[i]);
+            adam_update(param[i], gradient[lane * Width + i], average, square, group.step);
+            const unsigned word = rounding_word(unsigned(at) + unsigned(i), group.count);
+            narrow(average, word & 0xffffu, exp_avg[i]), narrow(square, word >> 16, exp_avg_sq[i]);
+        }
+    }
+}
+
+// The same from a gradient whose components lie in lanes.
+template <int Width, typename Moment>
+MQ_INLINE void update_lanes(const Group<Moment>& group, const std::int32_t* rows, int valid, const L* gradient) {
     if (!group.active) return;
     alignas(kVectorBytes) float by_row[Width * L::count];
     std::int32_t places[L::count];
@@ -109,8 +135,8 @@ MQ_INLINE void update_lanes(const Group& group, const std::int32_t* rows, int va
     update_group<Width>(group, rows, valid, by_row);
 }
 
-template <int Degree>
-void update_batch(const BatchGradient<Degree, L>& g, const Update& update, const std::int32_t* rows, int valid) {
+template <int Degree, typename Moment>
+void update_batch(const BatchGradient<Degree, L>& g, const Update<Moment>& update, const std::int32_t* rows, int valid) {
     const Splat<L>& s = g.splat;
     const L mean[3] = {s.mean.x, s.mean.y, s.mean.z}, quat[4] = {s.quat.w, s.quat.x, s.quat.y, s.quat.z},
             scales[3] = {s.log_scales.x, s.log_scales.y, s.log_scales.z},
@@ -134,13 +160,20 @@ void update_batch(const BatchGradient<Degree, L>& g, const Update& update, const
 
 // Asks for the rows of a later batch: what the camera saw lies in rows with gaps, which defeat the processor's own
 // guess, and eighteen arrays are more than it follows.
-MQ_INLINE void prefetch_rows(const Group& group, const std::int32_t* rows) {
-    const float* const arrays[3] = {group.param, group.exp_avg, group.exp_avg_sq};
-    for (int a = 0; a < (group.active ? 3 : 1); ++a)
-        for (int lane = 0; lane < L::count; ++lane) {
-            const float* row = arrays[a] + std::int64_t(rows[lane]) * group.width;
-            for (int i = 0; i < group.width; i += 16) __builtin_prefetch(row + i);
-        }
+template <typename T>
+MQ_INLINE void prefetch_rows(const T* array, int width, const std::int32_t* rows) {
+    for (int lane = 0; lane < L::count; ++lane) {
+        const T* row = array + std::int64_t(rows[lane]) * width;
+        for (int i = 0; i < width; i += 64 / int(sizeof(T))) __builtin_prefetch(row + i);
+    }
+}
+
+template <typename Moment>
+MQ_INLINE void prefetch_rows(const Group<Moment>& group, const std::int32_t* rows) {
+    prefetch_rows(group.param, group.width, rows);
+    if (!group.active) return;
+    prefetch_rows(group.exp_avg, group.width, rows);
+    prefetch_rows(group.exp_avg_sq, group.width, rows);
 }
 
 void add_statistics(const StatisticsArrays& s, const std::int32_t* ids, std::int64_t begin, std::int64_t end,
@@ -155,9 +188,10 @@ void add_statistics(const StatisticsArrays& s, const std::int32_t* ids, std::int
     }
 }
 
+template <typename Moment>
 void update_splats(const SplatArrays<float>& splats, const ProjectSettings<float>& settings, std::int64_t visible,
                    const std::int32_t* ids, const float* colors, const FootprintGradients<float>& v,
-                   const Update& update) {
+                   const Update<Moment>& update) {
     const View<L> view = make_view(settings);
     with_degree(settings.degree, [&](auto degree) {
         constexpr int Degree = decltype(degree)::value;
@@ -168,7 +202,7 @@ void update_splats(const SplatArrays<float>& splats, const ProjectSettings<float
             for (std::int64_t first = begin; first < end; first += L::count) {
                 const int valid = pick_rows<L>(ids, first, end, rows);
                 pick_rows<L>(ids, first + L::count < end ? first + L::count : first, end, next);
-                for (const Group* group : {&update.means, &update.quats, &update.log_scales, &update.opacity_logits,
+                for (const Group<Moment>* group : {&update.means, &update.quats, &update.log_scales, &update.opacity_logits,
                                            &update.sh_dc, &update.sh_rest})
                     prefetch_rows(*group, next);
                 const Splat<L> splat = gather_splats<L>(splats, rows);
@@ -189,30 +223,34 @@ using In = Array<const T, nb::shape<Shape...>>;
 template <typename T, nb::ssize_t... Shape>
 using Out = Array<T, nb::shape<Shape...>>;
 // A parameter or a moment of each group, in the order of scene.gaussians.Gaussians.
-using Groups = std::tuple<Out<float, -1, 3>, Out<float, -1, 4>, Out<float, -1, 3>, Out<float, -1>, Out<float, -1, 3>,
-                          Out<float, -1, -1, 3>>;
+template <typename T>
+using Groups = std::tuple<Out<T, -1, 3>, Out<T, -1, 4>, Out<T, -1, 3>, Out<T, -1>, Out<T, -1, 3>, Out<T, -1, -1, 3>>;
 using Rates = std::tuple<double, double, double, double, double, double>;
 
+template <typename Moment>
 struct Adam {
-    Groups *params, *exp_avg, *exp_avg_sq;
+    Groups<float>* params;
+    Groups<Moment> *exp_avg, *exp_avg_sq;
     const Rates* rates;
     std::int64_t step;
     double beta1, beta2, eps;
 
     template <std::size_t I>
-    Group group() const {
+    Group<Moment> group() const {
         auto &param = std::get<I>(*params), &first = std::get<I>(*exp_avg), &second = std::get<I>(*exp_avg_sq);
         if (first.size() != param.size() || second.size() != param.size() ||
             param.shape(0) != std::get<0>(*params).shape(0))
             throw nb::value_error("parameters and moments must agree in shape");
         return {param.data(), first.data(), second.data(),
                 int(param.shape(0) ? param.size() / param.shape(0) : 0),
-                adam_step<L>(step, std::get<I>(*rates), beta1, beta2, eps),
+                adam_step<float>(step, std::get<I>(*rates), beta1, beta2, eps),
+                unsigned(step & 0x7fffffff),
                 std::get<I>(*rates) != 0};
     }
 };
 
-void update(Groups params, Groups exp_avg, Groups exp_avg_sq, Rates rates, double beta1, double beta2, double eps,
+template <typename Moment>
+void update(Groups<float> params, Groups<Moment> exp_avg, Groups<Moment> exp_avg_sq, Rates rates, double beta1, double beta2, double eps,
             std::int64_t step, double opacity_pull, double scale_pull, In<float, 4, 4> viewmat, double fx, double fy,
             double cx, double cy, int width, int height, double near, int degree, bool antialias,
             In<std::int32_t, -1> ids, In<float, -1, 3> colors, In<float, -1, 2> extents, In<float, -1, 2> v_means2d,
@@ -220,9 +258,9 @@ void update(Groups params, Groups exp_avg, Groups exp_avg_sq, Rates rates, doubl
             std::optional<In<float, -1>> v_depths, std::optional<In<float, -1, 3>> v_normals,
             In<float, -1, 2> v_score, Out<float, -1> score,
             Out<std::int32_t, -1> seen, Out<float, -1> radius) {
-    const Adam adam = {&params, &exp_avg, &exp_avg_sq, &rates, step, beta1, beta2, eps};
-    const Update to = {adam.group<0>(), adam.group<1>(), adam.group<2>(), adam.group<3>(), adam.group<4>(),
-                       adam.group<5>(), {opacity_pull, scale_pull},
+    const Adam<Moment> adam = {&params, &exp_avg, &exp_avg_sq, &rates, step, beta1, beta2, eps};
+    const Update<Moment> to = {adam.template group<0>(), adam.template group<1>(), adam.template group<2>(), adam.template group<3>(), adam.template group<4>(),
+                       adam.template group<5>(), {opacity_pull, scale_pull},
                        {score.data(), seen.data(), radius.data(), v_score.data(), extents.data()}};
     const std::int64_t count = std::int64_t(std::get<0>(params).shape(0)), visible = std::int64_t(ids.shape(0));
     if (std::int64_t(score.size()) != count || std::int64_t(seen.size()) != count ||
@@ -243,8 +281,9 @@ void update(Groups params, Groups exp_avg, Groups exp_avg_sq, Rates rates, doubl
 }  // namespace
 
 void bind_splat_update(nb::module_& m) {
-    m.def("update_splats", &update,
-          "Gradient of the projection, sparse Adam and densification statistics in one pass; in place.");
+    const char* about = "Gradient of the projection, sparse Adam and densification statistics in one pass; in place.";
+    m.def("update_splats", &update<float>, about);
+    m.def("update_splats", &update<unsigned short>, about);  // moments as the bits of bfloat16
 }
 
 }  // namespace maquette

@@ -20,24 +20,54 @@ __device__ inline void add_statistics(int row, int at, int width, int height, co
     radius[row] = maximum(radius[row], maximum(extents[2LL * at], extents[2LL * at + 1]));
 }
 
-// One parameter and its moments, for all Gaussians; `width` numbers per row.
+// One parameter and its moments, for all Gaussians; `width` numbers per row. Moment: float or, as bfloat16, unsigned short.
+template <typename Moment>
 struct Group {
-    float *param, *exp_avg, *exp_avg_sq;
+    float* param;
+    Moment *exp_avg, *exp_avg_sq;
     int width;
+    float rate;  // already divided by Adam's first bias; 0 leaves parameter and moments alone
+};
+
+template <typename Moment>
+struct Groups {
+    Group<Moment> means, quats, log_scales, opacity_logits, sh_dc, sh_rest;
+};
+
+struct Adam {
+    AdamStep<float> constants;
+    unsigned step;
+};
+
+struct Shot {
+    const float* viewmat;
+    float fx, fy, cx, cy;
+    int width, height;
+    float near_z;
+    int degree;
+    bool antialias;
+};
+
+// Which of the block's splats were seen, and where they lie.
+struct Seen {
+    int at, row;      // this thread's: row of the footprints, and of the Gaussians or -1
+    const int* rows;  // of all threads
 };
 
 // Adam on the first Width numbers of the block's rows. gradient(splat of the block, column)
 //
 // Each thread asks for a handful of numbers before it works on the first: the compiler may not, since what it writes
 // could be what it reads next.
-template <int Width, typename Gradient>
-__device__ inline void update_group(const Group& group, AdamStep<float> step, float rate, const int* rows,
+template <int Width, typename Moment, typename Gradient>
+__device__ inline void update_group(const Group<Moment>& group, const Adam& adam, const int* rows,
                                     const Gradient& gradient) {
     constexpr int at_once = Width % 5 == 0 ? 5 : Width % 3 == 0 ? 3 : Width;
-    if (rate == 0) return;  // leaves parameter and moments alone
-    step.rate = rate;
+    if (group.rate == 0) return;
+    AdamStep<float> step = adam.constants;
+    step.rate = group.rate;
     for (int first = int(threadIdx.x); first < Width * kSplats; first += at_once * kSplats) {
-        float p[at_once], m[at_once], v[at_once];
+        float p[at_once];
+        Moment m[at_once], v[at_once];
         long long at[at_once];
 #pragma unroll
         for (int j = 0; j < at_once; ++j) {
@@ -49,63 +79,84 @@ __device__ inline void update_group(const Group& group, AdamStep<float> step, fl
         for (int j = 0; j < at_once; ++j) {
             if (at[j] < 0) continue;
             const int i = first + j * kSplats;
-            adam_update(p[j], gradient(i / Width, i % Width), m[j], v[j], step);
+            float average = wide(m[j]), square = wide(v[j]);
+            adam_update(p[j], gradient(i / Width, i % Width), average, square, step);
+            const unsigned word = rounding_word(unsigned(at[j]), adam.step);
+            narrow(average, word & 0xffffu, m[j]), narrow(square, word >> 16, v[j]);
             group.param[at[j]] = p[j], group.exp_avg[at[j]] = m[j], group.exp_avg_sq[at[j]] = v[j];
         }
     }
+}
+
+template <typename Moment>
+__device__ inline void update_block(float* shared, const Seen& seen, const Groups<Moment>& groups, const Adam& adam,
+                                    const Pull& pull, const Shot& shot, const SplatPointers& splats,
+                                    const float* colors, const FootprintPointers& v) {
+    with_degree(shot.degree, [&](auto constant) {
+        constexpr int Degree = decltype(constant)::value;
+        load_harmonics<Degree>(splats, seen.rows, shared);
+        __syncthreads();
+        if (seen.row >= 0) {
+            const View<float> view = View<float>::make(shot.viewmat, shot.fx, shot.fy, shot.cx, shot.cy, shot.width,
+                                                       shot.height, shot.near_z);
+            splat_backward<Degree>(view, load_splat(splats, seen.row), colors, v, seen.at, shot.antialias, pull, false,
+                                   shared + kShared * int(threadIdx.x));
+        }
+        __syncthreads();
+        if constexpr (Degree > 0)
+            update_group<3 * (sh_count(Degree) - 1)>(groups.sh_rest, adam, seen.rows, [&](int splat, int column) {
+                return harmonic_gradient(shared + kShared * splat, column + 3);
+            });
+    });
+    const auto stored = [&](int offset) {
+        return [=](int splat, int column) { return shared[kShared * splat + offset + column]; };
+    };
+    update_group<3>(groups.means, adam, seen.rows, stored(kMean));
+    update_group<4>(groups.quats, adam, seen.rows, stored(kQuat));
+    update_group<3>(groups.log_scales, adam, seen.rows, stored(kLogScales));
+    update_group<1>(groups.opacity_logits, adam, seen.rows, stored(kLogit));
+    update_group<3>(groups.sh_dc, adam, seen.rows, [&](int splat, int column) {
+        return harmonic_gradient(shared + kShared * splat, column);
+    });
 }
 
 }  // namespace
 
 // ids: rows of the Gaussians to which the `visible` rows of the other arrays belong; null when they are the same rows.
 // A row whose extents are 0 was not seen and is left alone. *_rate: already divided by Adam's first bias.
-MQ_KERNEL __launch_bounds__(kSplats, 5) update_splats(
-    float* means, float* quats, float* log_scales, float* opacity_logits, float* sh_dc, float* sh_rest, float* means_m,
-    float* quats_m, float* log_scales_m, float* opacity_logits_m, float* sh_dc_m, float* sh_rest_m, float* means_v,
-    float* quats_v, float* log_scales_v, float* opacity_logits_v, float* sh_dc_v, float* sh_rest_v, int rest,
-    float means_rate, float quats_rate, float log_scales_rate, float opacity_logits_rate, float sh_dc_rate,
-    float sh_rest_rate, float new1, float beta2, float new2, float inv_root_bias, float eps, float opacity_pull,
-    float scale_pull, const float* viewmat, float fx, float fy, float cx, float cy, int width, int height, float near_z,
-    int degree, int antialias, const int* ids, int visible, const float* colors, const float* extents,
-    const float* v_means2d, const float* v_conics, const float* v_opacities, const float* v_colors,
-    const float* v_depths, const float* v_normals, const float* v_score, float* score, int* seen, float* radius) {
-    __shared__ float shared[kSplats * kShared];
-    __shared__ int rows[kSplats];
-    const SplatPointers splats = {means, quats, log_scales, opacity_logits, sh_dc, sh_rest, rest};
-    const FootprintPointers v = {v_means2d, v_conics, v_opacities, v_colors, v_depths, v_normals};
-    const int at = int(blockIdx.x) * kSplats + int(threadIdx.x);
-    int row = -1;
-    if (at < visible && extents[2LL * at] > 0) row = ids ? ids[at] : at;
-    rows[threadIdx.x] = row;
-    if (row >= 0) add_statistics(row, at, width, height, v_score, extents, score, seen, radius);
-    __syncthreads();
+#define MQ_UPDATE_SPLATS(name, Moment)                                                                                 \
+    MQ_KERNEL __launch_bounds__(kSplats, 5) name(                                                                      \
+        float* means, float* quats, float* log_scales, float* opacity_logits, float* sh_dc, float* sh_rest,            \
+        Moment* means_m, Moment* quats_m, Moment* log_scales_m, Moment* opacity_logits_m, Moment* sh_dc_m,             \
+        Moment* sh_rest_m, Moment* means_v, Moment* quats_v, Moment* log_scales_v, Moment* opacity_logits_v,           \
+        Moment* sh_dc_v, Moment* sh_rest_v, int rest, float means_rate, float quats_rate, float log_scales_rate,       \
+        float opacity_logits_rate, float sh_dc_rate, float sh_rest_rate, float new1, float beta2, float new2,          \
+        float inv_root_bias, float eps, int step, float opacity_pull, float scale_pull, const float* viewmat,          \
+        float fx, float fy, float cx, float cy, int width, int height, float near_z, int degree, int antialias,        \
+        const int* ids, int visible, const float* colors, const float* extents, const float* v_means2d,                \
+        const float* v_conics, const float* v_opacities, const float* v_colors, const float* v_depths,                 \
+        const float* v_normals, const float* v_score, float* score, int* seen, float* radius) {                        \
+        __shared__ float shared[kSplats * kShared];                                                                    \
+        __shared__ int rows[kSplats];                                                                                  \
+        const int at = int(blockIdx.x) * kSplats + int(threadIdx.x);                                                   \
+        int row = -1;                                                                                                  \
+        if (at < visible && extents[2LL * at] > 0) row = ids ? ids[at] : at;                                           \
+        rows[threadIdx.x] = row;                                                                                       \
+        if (row >= 0) add_statistics(row, at, width, height, v_score, extents, score, seen, radius);                   \
+        __syncthreads();                                                                                               \
+        update_block<Moment>(shared, {at, row, rows},                                                                  \
+                             {{means, means_m, means_v, 3, means_rate},                                                \
+                              {quats, quats_m, quats_v, 4, quats_rate},                                                \
+                              {log_scales, log_scales_m, log_scales_v, 3, log_scales_rate},                            \
+                              {opacity_logits, opacity_logits_m, opacity_logits_v, 1, opacity_logits_rate},            \
+                              {sh_dc, sh_dc_m, sh_dc_v, 3, sh_dc_rate},                                                \
+                              {sh_rest, sh_rest_m, sh_rest_v, 3 * rest, sh_rest_rate}},                                \
+                             {{new1, beta2, new2, 0.0f, inv_root_bias, eps}, unsigned(step)},                          \
+                             {opacity_pull, scale_pull},                                                               \
+                             {viewmat, fx, fy, cx, cy, width, height, near_z, degree, antialias != 0},                 \
+                             {means, quats, log_scales, opacity_logits, sh_dc, sh_rest, rest}, colors,                 \
+                             {v_means2d, v_conics, v_opacities, v_colors, v_depths, v_normals});                       \
+    }
 
-    const AdamStep<float> step = {new1, beta2, new2, 0.0f, inv_root_bias, eps};
-    with_degree(degree, [&](auto constant) {
-        constexpr int Degree = decltype(constant)::value;
-        load_harmonics<Degree>(splats, rows, shared);
-        __syncthreads();
-        if (row >= 0) {
-            const View<float> view = View<float>::make(viewmat, fx, fy, cx, cy, width, height, near_z);
-            splat_backward<Degree>(view, load_splat(splats, row), colors, v, at, antialias != 0,
-                                   {opacity_pull, scale_pull}, false, shared + kShared * int(threadIdx.x));
-        }
-        __syncthreads();
-        if constexpr (Degree > 0)
-            update_group<3 * (sh_count(Degree) - 1)>(
-                {sh_rest, sh_rest_m, sh_rest_v, 3 * rest}, step, sh_rest_rate, rows, [&](int splat, int column) {
-                    return harmonic_gradient(shared + kShared * splat, column + 3);
-                });
-    });
-    const auto stored = [&](int offset) {
-        return [=](int splat, int column) { return shared[kShared * splat + offset + column]; };
-    };
-    update_group<3>({means, means_m, means_v, 3}, step, means_rate, rows, stored(kMean));
-    update_group<4>({quats, quats_m, quats_v, 4}, step, quats_rate, rows, stored(kQuat));
-    update_group<3>({log_scales, log_scales_m, log_scales_v, 3}, step, log_scales_rate, rows, stored(kLogScales));
-    update_group<1>({opacity_logits, opacity_logits_m, opacity_logits_v, 1}, step, opacity_logits_rate, rows,
-                    stored(kLogit));
-    update_group<3>({sh_dc, sh_dc_m, sh_dc_v, 3}, step, sh_dc_rate, rows, [&](int splat, int column) {
-        return harmonic_gradient(shared + kShared * splat, column);
-    });
-}
+MQ_UPDATE_SPLATS(update_splats, float)
+MQ_UPDATE_SPLATS(update_splats_bfloat16, unsigned short)

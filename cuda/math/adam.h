@@ -4,6 +4,11 @@
 // Sparse use updates only what was seen; the step counted in the bias correction is the global one.
 #pragma once
 #include "math/host_device.h"
+#include "math/random.h"
+
+#ifndef __CUDACC_RTC__
+#include <string.h>
+#endif
 
 namespace maquette {
 
@@ -28,6 +33,27 @@ MQ_HD void adam_update(T& param, T grad, T& exp_avg, T& exp_avg_sq, const AdamSt
     exp_avg += s.new1 * (grad - exp_avg);
     exp_avg_sq = s.beta2 * exp_avg_sq + s.new2 * grad * grad;
     param -= s.rate * exp_avg / (sqrt(exp_avg_sq) * s.inv_root_bias + s.eps);
+}
+
+// Moments in 16 bits: bfloat16, the upper half of a float. v changes by a thousandth per step, less than half of what
+// 8 bits can tell, so it would stand still if it were rounded to nearest. It is rounded up with the chance that keeps its
+// mean, by a word that depends on the step and the number's place alone: the same on any thread, and after a resume.
+MQ_HD unsigned rounding_word(unsigned place, unsigned step) { return mixed(place ^ mixed(step)); }
+
+MQ_HD float wide(float moment) { return moment; }
+MQ_HD float wide(unsigned short moment) {
+    const unsigned bits = unsigned(moment) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// chance: 0 to 65535.
+MQ_HD void narrow(float value, unsigned, float& moment) { moment = value; }
+MQ_HD void narrow(float value, unsigned chance, unsigned short& moment) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    moment = (unsigned short)((value == value ? bits + chance : bits | 0x400000u) >> 16);  // NaN stays one
 }
 
 }  // namespace maquette

@@ -22,6 +22,14 @@ MQ_HD Random4 philox(Random4 counter, unsigned key0, unsigned key1) {
     return counter;
 }
 
+// A word of which every bit depends on every bit of `x`: Wellons' lowbias32, an eighth of philox's work. For rounding,
+// where words must not repeat from step to step and nothing else is asked of them.
+MQ_HD unsigned mixed(unsigned x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
 // Midpoint of one of 2^23 equal parts of (0, 1): exact in a float, and never 0 or 1.
 MQ_HD float uniform(unsigned word) { return (float(word >> 9) + 0.5f) * (1.0f / 8388608.0f); }
 

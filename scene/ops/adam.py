@@ -2,6 +2,10 @@
 
 Rows that are not listed keep their value and moments (sparse Adam); the bias correction counts the global steps, as
 in 3D Gaussian Splatting's later implementations. With no list it is torch.optim.Adam.
+
+Moments may be bfloat16 beside a float32 parameter. The second one changes by a thousandth per step, less than half of
+what 8 bits can tell, and would stand still if rounded to nearest; both are rounded by chance instead, with a word that
+depends on step and place alone (cuda/math/adam.h), so that a run repeats itself to the bit.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ import torch
 from torch import Tensor
 
 from scene.ops import native
+
+WORD = 0xFFFFFFFF
 
 
 def adam_visible(
@@ -28,14 +34,15 @@ def adam_visible(
 ) -> None:
     """Updates param, exp_avg and exp_avg_sq in place.
 
-    param, exp_avg, exp_avg_sq: [N, ...] contiguous, float32 or float64.  visible: [V] int32, strictly ascending rows,
+    param, exp_avg, exp_avg_sq: [N, ...] contiguous, float32 or float64; the moments may be bfloat16 where param is
+    float32, for which there is no kernel but that of the fused step.  visible: [V] int32, strictly ascending rows,
     or None for all.  grad: compact [V, ...], or dense [N, ...] of which the visible rows are read (V = N: the two are
     the same).  step: counts from 1.  lr: in units of the parameter.
     Raises ValueError when shapes, dtypes or ids do not fit; on a GPU, where looking at ids would wait for the card,
     those that do not fit are skipped instead.
     """
     _check(param, grad, visible, exp_avg, exp_avg_sq, step)
-    if not native.has(param.device, param.dtype):
+    if exp_avg.dtype == torch.bfloat16 or not native.has(param.device, param.dtype):
         adam_visible_reference(param, grad, visible, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps)
         return
     rows = (len(param), math.prod(param.shape[1:]))
@@ -68,19 +75,43 @@ def adam_visible_reference(
     """The same in plain torch."""
     ids = torch.arange(len(param), device=param.device) if visible is None else visible.long()
     g = grad if len(grad) == len(ids) else grad[ids]
-    m = betas[0] * exp_avg[ids] + (1 - betas[0]) * g
-    v = betas[1] * exp_avg_sq[ids] + (1 - betas[1]) * g**2
+    m = betas[0] * exp_avg[ids].to(g) + (1 - betas[0]) * g
+    v = betas[1] * exp_avg_sq[ids].to(g) + (1 - betas[1]) * g**2
     m_hat = m / (1 - betas[0] ** step)
     v_hat = v / (1 - betas[1] ** step)
     param[ids] -= lr * m_hat / (v_hat.sqrt() + eps)
+    if exp_avg.dtype == torch.bfloat16:
+        words = rounding_words(ids, math.prod(param.shape[1:]), step).view(m.shape)
+        m, v = round_by_chance(m, words & 0xFFFF), round_by_chance(v, words >> 16)
     exp_avg[ids], exp_avg_sq[ids] = m, v
+
+
+def rounding_words(rows: Tensor, width: int, step: int) -> Tensor:
+    """[R, width] int64 below 2^32: the word of each number of `rows` [R] at `step`, as in cuda/math/adam.h."""
+    places = rows.long()[:, None] * width + torch.arange(width, device=rows.device)
+    return _mixed((places & WORD) ^ _mixed(torch.tensor(step & 0x7FFFFFFF, device=rows.device)))
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Wellons' lowbias32, as in cuda/math/random.h."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ x >> shift) * factor & WORD  # the product wraps at 64 bits, of which the lower 32 are kept
+    return x ^ x >> 16
+
+
+def round_by_chance(values: Tensor, chances: Tensor) -> Tensor:
+    """float32 as bfloat16, away from zero for chances (0 to 65535) of more than what would be cut off."""
+    bits = values.view(torch.int32).long() & WORD
+    bits = torch.where(values.isnan(), bits, bits + chances) >> 16
+    return bits.to(torch.uint16).view(torch.bfloat16)
 
 
 def _check(param: Tensor, grad: Tensor, visible: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, step: int) -> None:
     if step < 1:
         raise ValueError(f"step counts from 1, got {step}")
+    dtypes = {param.dtype, torch.bfloat16} if param.dtype == torch.float32 else {param.dtype}
     for name, value in {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}.items():
-        if value.shape != param.shape or value.dtype != param.dtype:
+        if value.shape != param.shape or value.dtype not in dtypes or value.dtype != exp_avg.dtype:
             raise ValueError(
                 f"{name} must be {tuple(param.shape)} {param.dtype} like param, got {tuple(value.shape)} {value.dtype}"
             )

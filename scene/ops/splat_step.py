@@ -61,18 +61,22 @@ class Rates:
 
 @dataclass
 class AdamState:
-    """Adam's first and second moments by parameter name, and the number of steps taken."""
+    """Adam's first and second moments by parameter name, and the number of steps taken.
+
+    They have the dtype of the parameters, or bfloat16, all of them, beside parameters in float32.
+    """
 
     exp_avg: dict[str, Tensor]
     exp_avg_sq: dict[str, Tensor]
     steps: int = 0
 
     @staticmethod
-    def zeros(gaussians: Gaussians) -> AdamState:
+    def zeros(gaussians: Gaussians, dtype: torch.dtype | None = None) -> AdamState:
+        """Moments of `dtype`, that of the Gaussians where None."""
         named = gaussians.parameters()
         return AdamState(
-            {name: torch.zeros_like(value) for name, value in named.items()},
-            {name: torch.zeros_like(value) for name, value in named.items()},
+            {name: torch.zeros_like(value, dtype=dtype) for name, value in named.items()},
+            {name: torch.zeros_like(value, dtype=dtype) for name, value in named.items()},
         )
 
 
@@ -348,8 +352,8 @@ class _Fused:
         count = max(1, len(gaussians))
         self.kernels.update_splats(
             tuple(gaussians.parameters().values()),
-            tuple(adam.exp_avg[name] for name in names),
-            tuple(adam.exp_avg_sq[name] for name in names),
+            tuple(_for_kernels(adam.exp_avg[name]) for name in names),
+            tuple(_for_kernels(adam.exp_avg_sq[name]) for name in names),
             rates.by_group(),
             *(rates.beta1, rates.beta2, rates.eps, adam.steps),
             *(rates.opacity_pull / count, rates.scale_pull / (3 * count)),
@@ -359,6 +363,11 @@ class _Fused:
             *self._footprint_gradients(),
             *(self.v_score, statistics.score, statistics.seen, statistics.radius),
         )
+
+
+def _for_kernels(moment: Tensor) -> Tensor:
+    """Kernels take bfloat16 as its bits."""
+    return moment.view(torch.uint16) if moment.dtype == torch.bfloat16 else moment
 
 
 def _first(room: Projected, count: int, *, with_normals: bool) -> Projected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from scene.ops.gpu.adam import Constants
@@ -48,6 +49,8 @@ def update_splats(
 ) -> None:
     """Gradient of the projection, Adam and statistics of the rows of `ids` whose extents are above 0, in place.
 
+    exp_avg, exp_avg_sq: all float32, or all uint16: the bits of bfloat16, rounded by chance (cuda/math/adam.h).
+
     ids ascend, so N of them are all Gaussians in order: the dense form, in which they are not read.
     """
     for param, first, second in zip(params, exp_avg, exp_avg_sq):
@@ -59,10 +62,11 @@ def update_splats(
     lens = (fx, fy, cx, cy, width, height, near, degree, antialias)
     rows = None if visible == count else ids
     upstream = (v_means2d, v_conics, v_opacities, v_colors, v_depths, v_normals, v_score)
+    kernel = "update_splats" if exp_avg[0].dtype == torch.float32 else "update_splats_bfloat16"
     launch(
-        *("splat_update", "update_splats", blocks(visible, SPLATS), SPLATS),
+        *("splat_update", kernel, blocks(visible, SPLATS), SPLATS),
         *(*params, *exp_avg, *exp_avg_sq, sh_rest.shape[1]),
         *(constant.rate for constant in each),
-        *(*constants, opacity_pull, scale_pull, viewmat, *lens),
+        *(*constants, step & 0x7FFFFFFF, opacity_pull, scale_pull, viewmat, *lens),
         *(rows, visible, colors, extents, *upstream, score, seen, radius),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scene.ops import native
-from scene.ops.adam import adam_visible, adam_visible_reference
+from scene.ops.adam import adam_visible, adam_visible_reference, round_by_chance, rounding_words
 
 needs_kernels = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="the CPU module is not compiled")
 SHAPES = [(0, 3), (1,), (57,), (40, 3), (33, 4), (21, 15, 3), (5000, 7)]
@@ -143,3 +143,36 @@ def test_what_does_not_fit_is_refused_in_words(change: dict[str, Tensor | int], 
     arguments = {name: torch.zeros(4, 3) for name in names} | {"visible": None, "step": 1} | change
     with pytest.raises(ValueError, match=message):
         adam_visible(**arguments, lr=0.1)  # type: ignore[arg-type]
+
+
+def test_small_changes_are_not_lost_in_sixteen_bits() -> None:
+    # v gains a thousandth of g^2 per step: less than half a unit of bfloat16, which rounding to nearest would drop.
+    param, grad = torch.zeros(4000, 5), torch.full((4000, 5), 2.0)
+    average, square = (torch.ones(4000, 5, dtype=torch.bfloat16) for _ in range(2))
+    for step in range(1, 201):
+        adam_visible(param, grad, None, average, square, step=step, lr=1e-3)
+    wanted = 4 - 3 * 0.999**200
+    assert float(square.float().mean()) == pytest.approx(wanted, rel=1e-3)
+    assert float(average.float().mean()) == pytest.approx(2.0, rel=1e-3)
+    assert float(square.float().std()) < 0.05 * wanted
+
+
+def test_rounding_by_chance_keeps_the_mean_and_what_needs_no_rounding() -> None:
+    words = rounding_words(torch.arange(100_000), 2, step=7)
+    for chances in (words & 0xFFFF, words >> 16):
+        for value in (0.3, -1e-20, 7e30):
+            rounded = round_by_chance(torch.full((100_000, 2), value), chances).double()
+            assert len(rounded.unique()) == 2
+            assert float(rounded.mean()) == pytest.approx(value, rel=5e-5)  # 4 sigma of a unit, 2^-8, over 447
+    exact = torch.tensor([0.0, -0.0, 1.5, -256.0, math.inf, -math.inf])
+    assert torch.equal(round_by_chance(exact, torch.full((6,), 0xFFFF)).float(), exact)
+    assert bool(round_by_chance(torch.tensor([math.nan]), torch.tensor([0xFFFF])).isnan())
+
+
+def test_words_differ_from_step_to_step_and_from_place_to_place() -> None:
+    rows = torch.arange(5000)
+    words = torch.stack([rounding_words(rows, 3, step).flatten() for step in range(1, 21)]).double()
+    assert float(torch.corrcoef(words).tril(-1).abs().max()) < 0.04  # 5 sigma of 15,000 pairs
+    assert float(torch.corrcoef(torch.stack([words[:, :-1].flatten(), words[:, 1:].flatten()]))[0, 1].abs()) < 0.01
+    some = torch.tensor([3, 4000])
+    assert torch.equal(rounding_words(some, 3, 9), rounding_words(rows, 3, 9)[some])

@@ -19,8 +19,8 @@ needs_kernels = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="
 PATHS = [pytest.param(splat_step._Fused, marks=needs_kernels), splat_step._Composed]
 
 
-def start(gaussians: Gaussians, path: type | None = None) -> SplatStep:
-    step = SplatStep(gaussians.clone(), AdamState.zeros(gaussians))
+def start(gaussians: Gaussians, path: type | None = None, moments: torch.dtype | None = None) -> SplatStep:
+    step = SplatStep(gaussians.clone(), AdamState.zeros(gaussians, moments))
     if path is not None:
         step._pass = path()
     return step
@@ -90,12 +90,35 @@ def test_one_step_is_torch_adam_on_the_gradient_of_render(path: type) -> None:
 
 
 @needs_kernels
-def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+def test_moments_in_sixteen_bits_are_those_of_the_composed_ops() -> None:
+    fused, composed, precise = (
+        start(random_gaussians(300), path, moments)
+        for path, moments in (
+            (splat_step._Fused, torch.bfloat16),
+            (splat_step._Composed, torch.bfloat16),
+            (splat_step._Fused, None),
+        )
+    )
+    for step in (fused, composed, precise):
+        train(step, 5)
+    for moments in ("exp_avg", "exp_avg_sq"):
+        for name, value in getattr(fused.adam, moments).items():
+            assert value.dtype == torch.bfloat16
+            # Where sums in another order differ, chance may take the next number: a unit is 2^-7 at most.
+            other = getattr(composed.adam, moments)[name]
+            torch.testing.assert_close(value, other, rtol=2**-7, atol=1e-5 * float(other.abs().max()))
+            wanted = getattr(precise.adam, moments)[name]
+            assert float((value.float() - wanted).abs().sum()) < 2**-6 * float(wanted.abs().sum()), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_the_number_of_threads(moments: torch.dtype) -> None:
     before, results = native.cpu().threads(), []
     try:
         for threads in (1, 2, 3):
             native.set_threads(threads)
-            step = start(random_gaussians(4000, log_scale=-3.5))
+            step = start(random_gaussians(4000, log_scale=-3.5), moments=moments)
             train(step, 3, geometry=True)
             results.append(state(step))
     finally:
