@@ -95,7 +95,8 @@ class SplatBlend:
         if records is None or records.numel() != bins.count * RECORD:
             raise ValueError("backward needs a forward of this SplatBlend with the same bins before it")
         suffix = ("_geometry" if geometry else "") + ("" if abs_means2d is None else "_absgrad")
-        slots = scratch(bins.capacity * (16 if geometry else 12), torch.float32, v_means2d)
+        room = len(bins.pair_slot)  # of these lists; bins.capacity may have grown since, for the next
+        slots = scratch(room * (16 if geometry else 12), torch.float32, v_means2d)
         lists = (records, bins.tile_begin, bins.pair_splat, bins.pair_slot)
         images = (rgb, alpha, depth, normal, v_rgb, v_alpha, v_depth, v_normal)
         size = (bins.width, bins.height)
@@ -107,7 +108,7 @@ class SplatBlend:
         name = "sum_slots_geometry" if geometry else "sum_slots"
         rows = (records, slots, bins.slot_first, bins.slot_count)
         grid = blocks(bins.count, SPLAT_THREADS)
-        launch(BACKWARD, name, grid, SPLAT_THREADS, *rows, *gradients, bins.count, bins.capacity)
+        launch(BACKWARD, name, grid, SPLAT_THREADS, *rows, *gradients, bins.count, room)
 
     def poison(self) -> None:
         """Fills the workspace with NaN, for tests."""

@@ -254,13 +254,18 @@ def test_culled_rows_get_zeros(host_gpu) -> None:
         assert not is_gradient or not bool(got[name][culled].any())
 
 
+@pytest.mark.parametrize("grown", [0, 500])
 @pytest.mark.parametrize("room", [0, 100])
-def test_pairs_beyond_the_room_are_as_if_not_listed(host_gpu, room: int) -> None:
-    """Nothing out of bounds is touched (the shim's guard), and what lies in the room is blended."""
+def test_pairs_beyond_the_room_are_as_if_not_listed(host_gpu, room: int, grown: int) -> None:
+    """Nothing out of bounds is touched (the shim's guard), and what lies in the room is blended.
+
+    grown: `SplatBins.watch` makes room for the next build before this one's backward.
+    """
     width, height = 40, 24
     splats = random_projected(90, width, height, seed=7)
     bins = device_bins(splats, width, height, room=room)
     assert int(bins.total) > room
+    bins.capacity += grown
     with host_gpu():
         got = run(SplatBlend(), bins, splats, width, height, EVERYTHING)
     assert all(bool(value.isfinite().all()) for value in got.values())
