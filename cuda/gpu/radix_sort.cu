@@ -96,8 +96,8 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
     __syncthreads();
 
     // Place of each key among the keys of its digit in this warp, which owns 512 keys in a row and takes 32 at a time.
-    // What lies beyond the end gets the last digit and, being last, the last places. The digit is kept in the upper half
-    // of the place: taken from the key twice, it is kept in sixteen more registers.
+    // What lies beyond the end gets the last digit and, being last, the last places. The digit waits in the upper half
+    // of the place: taken from the key twice, it would wait in sixteen more registers.
     const int own = warp * (kWarp * kKeysPerThread) + lane, own_left = inside - own;
     const unsigned* const own_keys = keys + first + own;
     unsigned key[kKeysPerThread], place[kKeysPerThread];
