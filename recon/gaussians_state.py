@@ -18,7 +18,7 @@ from recon.photo_cache import PhotoCache
 from scene.errors import InputError, is_out_of_memory
 from scene.gaussians import Gaussians
 from scene.ops import gsplat_raster, native
-from scene.ops.splat_step import AdamState, SplatStep
+from scene.ops.splat_step import AdamState, SplatStep, Statistics
 
 if TYPE_CHECKING:
     from recon.gaussians import Config
@@ -64,6 +64,8 @@ class Trainer:
 def checkpoint_of(trainer: Trainer) -> Checkpoint:
     """The whole state as tensors on the CPU and plain numbers; they may be the live ones: write before going on."""
     step, statistics = trainer.step, trainer.step.statistics
+    if len(statistics.score) != len(step.gaussians):  # memory ran out while SplatStep.replace made new ones
+        statistics = Statistics.zeros(len(step.gaussians))
     tensors = {
         "queue": trainer.queue,
         "generator": trainer.generator.get_state(),

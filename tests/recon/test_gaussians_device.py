@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,10 +13,12 @@ from data.captures import Capture, Photo
 from data.synthetic import opaque_solids
 from recon.gaussians import Checkpoint, Config, train
 from recon.photo_cache import PhotoCache
+from scene import densify
 from scene.densify import draw_by_shares
 from scene.errors import Interrupted, ResourceError
+from scene.ops.gpu import kernels as gpu_kernels
 from scene.ops.gpu import splat_bin
-from scene.ops.splat_step import SplatStep
+from scene.ops.splat_step import SplatStep, Statistics
 from scene.runs import StepReport
 
 TINY = Config(steps=20, max_splats=300, initial_splats=200, coarse_levels=0, sh_degree=1, checkpoint_seconds=1e9)
@@ -193,3 +195,63 @@ def test_drawing_by_shares_follows_the_chances() -> None:
     torch.testing.assert_close(counts, chance / 8, atol=0.01, rtol=0)  # five standard deviations are 0.009
     ends = draw_by_shares(chance, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
     assert ends.tolist() == [0, 4]
+
+
+def _once(function: Callable[..., object], at: int, error: Exception) -> Callable[..., object]:
+    """The same function, which fails at its `at`-th call, half of its work done or none."""
+    calls = iter(range(1, 1 << 30))
+
+    def failing(*args: object, **named: object) -> object:
+        if next(calls) == at:
+            raise error
+        return function(*args, **named)
+
+    return failing
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+PLACES = {  # whose call, which of them fails, in a run of how many steps
+    "project": (gpu_kernels, "project_splats_dense", 2, 4, NO_MEMORY),
+    "bins": (gpu_kernels.SplatBins, "build", 2, 4, NO_MEMORY),
+    "blend": (gpu_kernels.SplatBlend, "forward", 2, 4, NO_MEMORY),
+    "loss": (gpu_kernels, "photometric_loss", 2, 4, NO_MEMORY),
+    "backward": (gpu_kernels.SplatBlend, "backward", 2, 4, NO_MEMORY),
+    "launch of the update": (gpu_kernels, "update_splats", 2, 4, ResourceError("the GPU's memory is full")),
+    "densify": (densify, "share_opacity", 1, 20, NO_MEMORY),
+    "moments": (densify.Edit, "remap", 5, 20, NO_MEMORY),
+    "statistics": (Statistics, "zeros", 2, 20, NO_MEMORY),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_memory_that_runs_out_anywhere_in_a_step_costs_splats_and_nothing_else(
+    capture: Capture,
+    host_gpu: Callable[..., AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    owner, name, at, steps, error = PLACES[place]
+    monkeypatch.setattr(owner, name, _once(getattr(owner, name), at, error))
+    saved: list[Checkpoint] = []
+    said: list[str] = []
+    config = replace(TINY, steps=steps, exposure="on", max_splats=150, initial_splats=100)
+    with host_gpu() if steps < 20 else nullcontext():  # densification is the same on all backends
+        trained = train(capture, config, save=lambda checkpoint: saved.append(copied(checkpoint)), decide=said.append)
+    assert len(said) == 1 and "training goes on with at most" in said[0]
+    count = len(saved[0].tensors["gaussians.means"])
+    assert 0 < len(trained) <= 0.75 * count
+    assert all(bool(value.isfinite().all()) for value in trained.parameters().values())
+    assert len(train(capture, config, resume=saved[0])) > 0  # what was saved on the way down is whole
+
+
+def test_photos_give_way_before_splats_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _Counted()
+    cache = PhotoCache(source, torch.device("meta"), room=1000)  # type: ignore[arg-type]
+    cache.photo(0, 0)
+    monkeypatch.setattr(cache, "_sent", _once(cache._sent, 2, NO_MEMORY))  # on the way to the device: alpha
+    assert cache.photo(1, 0).rgb.device.type == "meta"
+    cache.photo(0, 0)
+    assert source.fetched == [(0, 0), (1, 0), (0, 0)]  # no longer kept
+    monkeypatch.setattr(cache, "_sent", _once(cache._sent, 1, RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        cache.photo(2, 0)
