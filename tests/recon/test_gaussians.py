@@ -44,10 +44,12 @@ def equal(first: Gaussians, second: Gaussians) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("densify", "bar"), [("mcmc", 24.0), ("absgrad", 22.0)])
-def test_held_out_views_reach_the_stated_quality(capture: Capture, densify: str, bar: float) -> None:
+@pytest.mark.parametrize(
+    ("densify", "moments", "bar"), [("mcmc", "auto", 24.0), ("absgrad", "auto", 22.0), ("mcmc", "bfloat16", 24.0)]
+)
+def test_held_out_views_reach_the_stated_quality(capture: Capture, densify: str, moments: str, bar: float) -> None:
     reports: list[StepReport] = []
-    trained = train(capture, replace(SMALL, densify=densify), on_step=reports.append)  # type: ignore[arg-type]
+    trained = train(capture, replace(SMALL, densify=densify, moments=moments), on_step=reports.append)  # type: ignore[arg-type]
     assert held_out_psnr(trained, capture) >= bar
     assert len(trained) <= SMALL.max_splats
     assert reports[-1].step == SMALL.steps
@@ -87,10 +89,12 @@ def test_same_seed_same_bits_whatever_the_threads(capture: Capture) -> None:
     assert not equal(alone, train(capture, replace(config, seed=1)))
 
 
-@pytest.mark.parametrize("densify", ["mcmc", "absgrad"])
+@pytest.mark.parametrize(("densify", "moments"), [("mcmc", "float32"), ("absgrad", "float32"), ("mcmc", "bfloat16")])
 @pytest.mark.parametrize("stop_at", [1, 77])
-def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(capture: Capture, densify: str, stop_at: int) -> None:
-    config = replace(SMALL, steps=120, densify=densify, exposure="on")  # type: ignore[arg-type]
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
+    capture: Capture, densify: str, moments: str, stop_at: int
+) -> None:
+    config = replace(SMALL, steps=120, densify=densify, moments=moments, exposure="on")  # type: ignore[arg-type]
     saved: list[Checkpoint] = []
 
     def keep(checkpoint: Checkpoint) -> None:
@@ -100,6 +104,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(capture: Capture, den
     with pytest.raises(Interrupted):
         train(capture, config, save=keep, stop=lambda: next(asked) == stop_at)
     assert saved[-1].state["step"] == stop_at
+    assert str(saved[-1].tensors["exp_avg_sq.sh_rest"].dtype) == f"torch.{moments}"
     assert equal(train(capture, config, resume=saved[-1]), train(capture, config))
 
 

