@@ -32,15 +32,15 @@ class SplatBins:
     count: int  # splats, V
     order: Tensor  # [V] splats front to back; ties by row, NaN last or first by its sign
     tile_begin: Tensor  # [tiles + 1] where each tile's pairs begin; the last entry is the number of pairs listed
-    pair_splat: Tensor  # [capacity] sorted by tile, then by depth
-    pair_slot: Tensor  # [capacity] where the pair stands when pairs are listed splat by splat
+    pair_splat: Tensor  # [room] sorted by tile, then by depth
+    pair_slot: Tensor  # [room] where the pair stands when pairs are listed splat by splat
     slot_first: Tensor  # [V] the slots of a splat are slot_first .. slot_first + slot_count - 1
     slot_count: Tensor  # [V]
-    total: Tensor  # [1] pairs there are; those beyond `capacity` are not listed
+    total: Tensor  # [1] pairs there are; those beyond the room are not listed
     overflow: Tensor  # [1] whether there were any since the last `check`
 
     def __init__(self) -> None:
-        self.capacity = 0
+        self.capacity = 0  # pairs that the next build has room for; the lists of the last are as long as pair_slot
         self._sized_for = (0, 0)  # tiles and splats of the build that last sized the room
         self._late = LateRead()
         self._state: Tensor | None = None  # total, overflow, largest total since the last check

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scene.ops import native
+from scene.ops.gpu import compiler
+from scene.ops.gpu.launch import Argument, Size, on_host
 from scene.ops.gpu.splat_bin import SplatBins
 from scene.ops.splat_bin import bin_splats, bin_splats_reference
 from scene.ops.splat_project import Projected
 from tests.scene.ops.test_splat_bin import needles
 from tests.scene.projected_splats import cast, make_projected, random_projected
+from tests.shim.launcher import HostLauncher
 
 Lists = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -177,6 +184,63 @@ def test_a_build_like_one_before_waits_for_nothing(host_gpu, monkeypatch) -> Non
         monkeypatch.undo()
         assert not bins.check()
         check_lists(random_projected(310, 80, 75, seed=3), 80, 75, bins)
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of what torch does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.met.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_build_is_23_launches_and_takes_memory(host_gpu) -> None:
+    """Small scenes are bound by launches: one more, or a fill, is to be seen here."""
+    launched: list[str] = []
+    run = HostLauncher()
+
+    def note(source: str, name: str, grid: Size, block: Size, arguments: Sequence[Argument]) -> None:
+        launched.append(name)
+        run(source, name, grid, block, arguments)
+
+    bins, splats = SplatBins(), random_projected(50, 90, 75)
+    with host_gpu(), on_host(note):
+        build(bins, splats, 1920, 1080)  # makes room, for which it counts
+        launched.clear()
+        with Operations() as operations:
+            build(bins, splats, 1920, 1080)
+    assert len(launched) == 1 + 4 * 3 + 2 + 1 + 2 * 3 + 1  # count, sort by depth, sums, list, sort by tile, finish
+    assert operations.met <= {"empty.memory_format", "slice.Tensor"}  # nothing that runs on the device
+
+
+def machine_code(cubin: bytes) -> dict[str, bytes]:
+    """The instructions of each kernel: the sections .text.* of the ELF file."""
+    (headers,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    rows = [struct.unpack_from("<IIQQQQ", cubin, headers + i * size) for i in range(count)]
+    found = {}
+    for name, _, _, _, begin, length in rows:
+        at = rows[names][4] + name
+        found[cubin[at : cubin.index(0, at)].decode()] = cubin[begin : begin + length]
+    return {name: code for name, code in found.items() if name.startswith(".text.")}
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120"])
+def test_what_is_counted_is_what_is_listed(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots counted for tiles that are not listed would hold nonsense, so both kernels must round alike.
+
+    Where they come out the same with and without leave to fuse a product and a sum, there is none left to fuse.
+    """
+    pytest.importorskip("cuda.core", reason='needs NVIDIA\'s kernel compiler: pip install "maquette[gpu]"')
+    may_fuse = machine_code(compiler.compile_source("splat_bin", arch).cubin)
+    monkeypatch.setitem(compiler.OPTIONS, "fma", False)
+    may_not = machine_code(compiler.compile_source("splat_bin", arch).cubin)
+    assert {".text.bin_count", ".text.bin_list"} <= may_fuse.keys()
+    assert may_fuse == may_not
 
 
 def test_builds_leave_nothing_behind(host_gpu) -> None:
