@@ -48,15 +48,16 @@ class Mismatch(Exception):
 
 @dataclass
 class OurStep:
-    """One training step of ours. scene: on the GPU."""
+    """One training step of ours. scene: on the GPU. moments: dtype of Adam's, by default what training takes there."""
 
     scene: scenes.BenchmarkScene
     rates: Rates = STANDING
+    moments: torch.dtype = torch.bfloat16
     step: SplatStep = field(init=False)
 
     def __post_init__(self) -> None:
         gaussians = self.scene.gaussians.clone()
-        self.step = SplatStep(gaussians, AdamState.zeros(gaussians))
+        self.step = SplatStep(gaussians, AdamState.zeros(gaussians, self.moments))
         self.black = gaussians.means.new_zeros(3)
         self.v_image = gaussians.means.new_empty(self.scene.camera.height, self.scene.camera.width, 3)
         self.camera = self.scene.camera.to(device="cpu")  # as in training: nothing to read back from the card
