@@ -92,18 +92,21 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
     if (first >= end) return;
     const int inside = end - first < kBlockKeys ? end - first : kBlockKeys;
     const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+    const int own = warp * (kWarp * kKeysPerThread) + lane, own_left = inside - own;
+    // All reads start here, together: the compiler moves none across a vote, and each would be waited for in turn.
+    const unsigned* const own_keys = keys + first + own;
+    unsigned key[kKeysPerThread], place[kKeysPerThread];
+#pragma unroll
+    for (int i = 0; i < kKeysPerThread; ++i) key[i] = i * kWarp < own_left ? own_keys[i * kWarp] : ~0u;
+    const unsigned in_all = digit_counts[thread], in_blocks_before = histogram[(long long)(thread) * blocks + blockIdx.x];
     for (int w = 0; w < kSumWarps; ++w) counters[w][thread] = 0;
     __syncthreads();
 
     // Place of each key among the keys of its digit in this warp, which owns 512 keys in a row and takes 32 at a time.
     // What lies beyond the end gets the last digit and, being last, the last places. The digit waits in the upper half
     // of the place: taken from the key twice, it would wait in sixteen more registers.
-    const int own = warp * (kWarp * kKeysPerThread) + lane, own_left = inside - own;
-    const unsigned* const own_keys = keys + first + own;
-    unsigned key[kKeysPerThread], place[kKeysPerThread];
 #pragma unroll
     for (int i = 0; i < kKeysPerThread; ++i) {
-        key[i] = i * kWarp < own_left ? own_keys[i * kWarp] : ~0u;
         const unsigned digit = digit_of(key[i], shift);
         const unsigned peers = lanes_with(digit, kAllLanes), before = counters[warp][digit];
         const unsigned rank = unsigned(__popc(peers & lanes_below()));
@@ -118,8 +121,7 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
     unsigned in_block = 0, unused;
     for (int w = 0; w < kSumWarps; ++w) in_block += counters[w][thread];
     unsigned begin = block_sum_before(in_block, warp_sums, unused);
-    const unsigned begin_all = block_sum_before(digit_counts[thread], warp_sums, unused);
-    move[thread] = begin_all + histogram[(long long)(thread) * blocks + blockIdx.x] - begin;
+    move[thread] = block_sum_before(in_all, warp_sums, unused) + in_blocks_before - begin;
     for (int w = 0; w < kSumWarps; ++w) {
         const unsigned here = counters[w][thread];
         counters[w][thread] = (unsigned short)(begin);
