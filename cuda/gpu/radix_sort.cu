@@ -98,7 +98,8 @@ radix_scatter(const unsigned* keys, const unsigned* payload, const int* count, i
     unsigned key[kKeysPerThread], place[kKeysPerThread];
 #pragma unroll
     for (int i = 0; i < kKeysPerThread; ++i) key[i] = i * kWarp < own_left ? own_keys[i * kWarp] : ~0u;
-    const unsigned in_all = digit_counts[thread], in_blocks_before = histogram[(long long)(thread) * blocks + blockIdx.x];
+    const unsigned in_all = digit_counts[thread];
+    const unsigned in_blocks_before = histogram[(long long)(thread) * blocks + blockIdx.x];
     for (int w = 0; w < kSumWarps; ++w) counters[w][thread] = 0;
     __syncthreads();
 
