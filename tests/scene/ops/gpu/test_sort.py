@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
+from scene.ops.gpu import compiler
 from scene.ops.gpu.radix_sort import sort_places
 from scene.ops.gpu.scan import exclusive_sum
 
@@ -102,3 +105,19 @@ def test_sums_that_no_int_holds_stay_at_the_largest(host_gpu) -> None:
         exclusive_sum(values, out, total)
     assert torch.equal(out.long(), (torch.arange(9000) << 20).clamp(max=2**31 - 1))
     assert int(total) == 2**31 - 1
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120"])
+def test_registers_let_three_blocks_sort_at_once(arch: str) -> None:
+    """A block waits at many barriers; with two on a multiprocessor there is little else to run meanwhile."""
+    pytest.importorskip("cuda.core", reason='needs NVIDIA\'s kernel compiler: pip install "maquette[gpu]"')
+    used = {
+        name: int(registers)
+        for name, registers in re.findall(
+            r"Compiling entry function '(\w+)'.*?Used (\d+) registers",
+            compiler.compile_source("radix_sort", arch).log,
+            re.DOTALL,
+        )
+    }
+    assert set(used) == {"radix_histogram", "radix_places", "radix_scatter"}
+    assert max(used.values()) <= 80  # 65536 registers, 256 threads, handed out to a warp in eights
