@@ -92,8 +92,7 @@ def _buffer(frame: FrameType | None) -> str:
         ours = file.is_relative_to(ROOT) and "site-packages" not in file.parts
         allocates = (ours or "gsplat" in file.parts or "optim" in file.parts) and file.name not in HELPERS
         if allocates and not name.startswith("<"):  # a comprehension has no name
-            owner = f"{type(frame.f_locals['self']).__name__}." if "self" in frame.f_locals else ""
-            return f"{file.stem}: {owner}{name}"
+            return f"{file.stem}: {frame.f_code.co_qualname}"
         frame = frame.f_back
     return "autograd"
 
@@ -243,7 +242,7 @@ def buffers(case: Case) -> list[Buffer]:
     found = []
     for name, most in base.most.items():
         slopes = [(new.get(name, most) - most) / size for size, new in grown.values()]
-        found.append(Buffer(name, *slopes, most, base.peak.get(name, 0)))
+        found.append(Buffer(name, slopes[0], slopes[1], slopes[2], most, base.peak.get(name, 0)))
     return sorted(found, key=lambda buffer: (-buffer.at_peak, -buffer.most))
 
 

@@ -19,7 +19,8 @@ namespace {
 
 using L = Batch<float>;
 
-// One parameter of all Gaussians with its moments; `width` numbers per row. Moment: float or, as bfloat16, unsigned short.
+// One parameter of all Gaussians with its moments; `width` numbers per row. Moment: float, or unsigned short for the
+// bits of bfloat16.
 template <typename Moment>
 struct Group {
     float* param;
@@ -83,7 +84,7 @@ MQ_INLINE void update_copied(const Group<float>& group, const std::int32_t* rows
         for (int lane = 0; lane < N; ++lane)
             std::memcpy(copies[a] + lane * Width, arrays[a] + std::int64_t(rows[lane]) * group.width,
                         Width * sizeof(float));
-    const Group<float> copied = {copies[0], copies[1], copies[2], Width, group.step, group.count, true};
+    const Group<float> copied = {copies[0], copies[1], copies[2], Width, group.step, 0, true};
     for (int i = 0; i < Width * N; i += N) Span(copied, i).update(copied, i, gradient + i);
     for (int a = 0; a < 3; ++a)
         for (int lane = 0; lane < valid; ++lane)
@@ -136,7 +137,8 @@ MQ_INLINE void update_lanes(const Group<Moment>& group, const std::int32_t* rows
 }
 
 template <int Degree, typename Moment>
-void update_batch(const BatchGradient<Degree, L>& g, const Update<Moment>& update, const std::int32_t* rows, int valid) {
+void update_batch(const BatchGradient<Degree, L>& g, const Update<Moment>& update, const std::int32_t* rows,
+                  int valid) {
     const Splat<L>& s = g.splat;
     const L mean[3] = {s.mean.x, s.mean.y, s.mean.z}, quat[4] = {s.quat.w, s.quat.x, s.quat.y, s.quat.z},
             scales[3] = {s.log_scales.x, s.log_scales.y, s.log_scales.z},
@@ -202,8 +204,8 @@ void update_splats(const SplatArrays<float>& splats, const ProjectSettings<float
             for (std::int64_t first = begin; first < end; first += L::count) {
                 const int valid = pick_rows<L>(ids, first, end, rows);
                 pick_rows<L>(ids, first + L::count < end ? first + L::count : first, end, next);
-                for (const Group<Moment>* group : {&update.means, &update.quats, &update.log_scales, &update.opacity_logits,
-                                           &update.sh_dc, &update.sh_rest})
+                for (const Group<Moment>* group : {&update.means, &update.quats, &update.log_scales,
+                                                   &update.opacity_logits, &update.sh_dc, &update.sh_rest})
                     prefetch_rows(*group, next);
                 const Splat<L> splat = gather_splats<L>(splats, rows);
                 gather_coefficients<Degree>(splats, rows, sh);
@@ -250,18 +252,19 @@ struct Adam {
 };
 
 template <typename Moment>
-void update(Groups<float> params, Groups<Moment> exp_avg, Groups<Moment> exp_avg_sq, Rates rates, double beta1, double beta2, double eps,
-            std::int64_t step, double opacity_pull, double scale_pull, In<float, 4, 4> viewmat, double fx, double fy,
-            double cx, double cy, int width, int height, double near, int degree, bool antialias,
+void update(Groups<float> params, Groups<Moment> exp_avg, Groups<Moment> exp_avg_sq, Rates rates, double beta1,
+            double beta2, double eps, std::int64_t step, double opacity_pull, double scale_pull,
+            In<float, 4, 4> viewmat, double fx, double fy, double cx, double cy, int width, int height, double near, int degree, bool antialias,
             In<std::int32_t, -1> ids, In<float, -1, 3> colors, In<float, -1, 2> extents, In<float, -1, 2> v_means2d,
             In<float, -1, 3> v_conics, In<float, -1> v_opacities, In<float, -1, 3> v_colors,
             std::optional<In<float, -1>> v_depths, std::optional<In<float, -1, 3>> v_normals,
             In<float, -1, 2> v_score, Out<float, -1> score,
             Out<std::int32_t, -1> seen, Out<float, -1> radius) {
     const Adam<Moment> adam = {&params, &exp_avg, &exp_avg_sq, &rates, step, beta1, beta2, eps};
-    const Update<Moment> to = {adam.template group<0>(), adam.template group<1>(), adam.template group<2>(), adam.template group<3>(), adam.template group<4>(),
-                       adam.template group<5>(), {opacity_pull, scale_pull},
-                       {score.data(), seen.data(), radius.data(), v_score.data(), extents.data()}};
+    const Update<Moment> to = {adam.template group<0>(), adam.template group<1>(), adam.template group<2>(),
+                               adam.template group<3>(), adam.template group<4>(), adam.template group<5>(),
+                               {opacity_pull, scale_pull},
+                               {score.data(), seen.data(), radius.data(), v_score.data(), extents.data()}};
     const std::int64_t count = std::int64_t(std::get<0>(params).shape(0)), visible = std::int64_t(ids.shape(0));
     if (std::int64_t(score.size()) != count || std::int64_t(seen.size()) != count ||
         std::int64_t(radius.size()) != count)

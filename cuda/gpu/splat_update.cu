@@ -20,7 +20,8 @@ __device__ inline void add_statistics(int row, int at, int width, int height, co
     radius[row] = maximum(radius[row], maximum(extents[2LL * at], extents[2LL * at + 1]));
 }
 
-// One parameter and its moments, for all Gaussians; `width` numbers per row. Moment: float or, as bfloat16, unsigned short.
+// One parameter and its moments, for all Gaussians; `width` numbers per row. Moment: float, or unsigned short for the
+// bits of bfloat16.
 template <typename Moment>
 struct Group {
     float* param;

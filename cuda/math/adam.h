@@ -36,8 +36,8 @@ MQ_HD void adam_update(T& param, T grad, T& exp_avg, T& exp_avg_sq, const AdamSt
 }
 
 // Moments in 16 bits: bfloat16, the upper half of a float. v changes by a thousandth per step, less than half of what
-// 8 bits can tell, so it would stand still if it were rounded to nearest. It is rounded up with the chance that keeps its
-// mean, by a word that depends on the step and the number's place alone: the same on any thread, and after a resume.
+// 8 bits can tell, so it would stand still if it were rounded to nearest. Both are rounded up with the chance that
+// keeps their mean, by a word that depends on step and place alone: the same on any thread, and after a resume.
 MQ_HD unsigned rounding_word(unsigned place, unsigned step) { return mixed(place ^ mixed(step)); }
 
 MQ_HD float wide(float moment) { return moment; }
