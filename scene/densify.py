@@ -36,8 +36,16 @@ class Edit:
     fresh: Tensor
 
     def remap(self, moment: Tensor) -> Tensor:
-        """An optimiser moment [N, ...] brought to the new rows."""
-        moved = moment[self.source]
+        """An optimiser moment [N, ...] brought to the new rows.
+
+        In place where there are as many rows as before: with a copy of all moments this would be a run's worst moment.
+        """
+        if len(self.source) == len(moment):
+            moved, places = moment, torch.arange(len(moment), device=moment.device)
+            rows = (self.source != places).nonzero()[:, 0]
+            moved[rows] = moment[self.source[rows]]
+        else:
+            moved = moment[self.source]
         moved[self.fresh] = 0
         return moved
 
