@@ -172,11 +172,12 @@ def _valid_rectangle(lens: Lens) -> tuple[float, float, float, float]:
     angles = np.linspace(-np.pi, np.pi, 1440, endpoint=False)
     ux, uy = np.cos(angles), np.sin(angles)
     reach = _reach(lens, ux, uy)
+    invalid = InputError(
+        f"the distortion {lens.coefficients} of camera model {lens.model} leaves no valid picture; "
+        "check the intrinsics of this source"
+    )
     if float(reach.min()) <= 0:
-        raise InputError(
-            f"the distortion {lens.coefficients} of camera model {lens.model} leaves no valid picture; "
-            "check the intrinsics of this source"
-        )
+        raise invalid
     corners = np.arctan2(
         np.array([-lens.cy, -lens.cy, lens.height - lens.cy, lens.height - lens.cy]) / lens.fy,
         np.array([-lens.cx, lens.width - lens.cx, lens.width - lens.cx, -lens.cx]) / lens.fx,
@@ -189,6 +190,8 @@ def _valid_rectangle(lens: Lens) -> tuple[float, float, float, float]:
         (angles >= c) & (angles <= d),
     )
     on_left = ~(on_top | on_right | on_bottom)
+    if not all(side.any() for side in (on_top, on_right, on_bottom, on_left)):  # focal lengths of another magnitude
+        raise invalid
     sides = np.array([x[on_left].max(), y[on_top].max(), x[on_right].min(), y[on_bottom].min()])
 
     def fits(scale: float) -> bool:

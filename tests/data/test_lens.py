@@ -149,3 +149,10 @@ def test_impossible_intrinsics_are_refused(change: dict):
 def test_hopeless_distortion_is_refused_with_its_numbers():
     with pytest.raises(InputError, match="-1000000000000"):
         Lens("opencv", 100, 100, 50, 50, 500, 50, (-1e12,)).undistorted()
+
+
+@pytest.mark.parametrize("focal", [1e-235, 1e-30, 1e235])
+def test_focal_lengths_of_another_magnitude_are_refused(focal: float) -> None:
+    lens = Lens("fisheye", 320, 240, focal, 200.0, 160.0, 120.0, (0.0, 0.0, 0.0, 0.0))
+    with pytest.raises(InputError, match="no valid picture"):
+        lens.undistorted()

@@ -3,7 +3,7 @@
 A driver loads cubins of its own CUDA major version and of older ones, never of a newer one. cuda-pathfinder, which
 cuda.bindings asks for NVRTC, takes the newest that is installed, whatever the driver; but before that it takes one that
 the process has loaded. So the fitting one is loaded here first: mostly the one that torch's own wheels brought along.
-cuda.bindings 13 drives NVRTC 12 (tried with 12.4 and 12.8), and cuda.bindings 12 drives either.
+cuda.bindings 13 drives NVRTC 12 (tried with 12.4 and 12.8).
 """
 
 from __future__ import annotations

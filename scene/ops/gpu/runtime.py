@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scene.errors import MaquetteError, ResourceError
 from scene.ops.gpu import compiler, nvrtc
-from scene.ops.gpu.launch import Argument, Size
+from scene.ops.gpu.launch import Argument, Launcher, Size
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _usable(index: int) -> tuple[bool, str]:
         return good, sentence
     try:
         prepare(index, facts.target)
-        probe(index)
+        probe(torch.device("cuda", index), launch)
     except Exception as error:  # torch and each of NVIDIA's libraries has errors of its own; none may end a run
         return False, f"{sentence}; but {_first_line(error)}"
     return good, sentence
@@ -170,13 +170,13 @@ def prepare(index: int, arch: str) -> None:
     _made[:] = made
 
 
-def probe(index: int) -> None:
+def probe(card: torch.device, launcher: Launcher) -> None:
     """Runs the smallest kernel and looks at its result: a machine that only seems to work shows before a run."""
-    card = torch.device("cuda", index)
     expected = [0.25, 0.5, 0.75]
     rgb, alpha = (torch.full((size,), value, dtype=torch.uint8, device=card) for size, value in ((3, 255), (1, 0)))
     out = torch.full((3,), math.nan, device=card)
-    launch("composite", "composite", (1, 1, 1), (256, 1, 1), (rgb, alpha, torch.tensor(expected, device=card), out, 1))
+    behind = torch.tensor(expected, device=card)
+    launcher("composite", "composite", (1, 1, 1), (256, 1, 1), (rgb, alpha, behind, out, 1))
     if out.tolist() != expected:
         raise MaquetteError(f"a first kernel computed {out.tolist()} instead of {expected}; install the driver again")
 

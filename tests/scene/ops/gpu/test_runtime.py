@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ import torch
 from scene.errors import MaquetteError
 from scene.ops import native
 from scene.ops.gpu import compiler, nvrtc, runtime
+from scene.ops.gpu.launch import Argument, Size
 from scene.ops.gpu.runtime import CardFacts
+from tests.shim.launcher import HostLauncher
 
 ROOT = Path(__file__).resolve().parents[4]
 ARCH = "sm_90"
@@ -161,9 +164,20 @@ def test_a_cuda_core_that_is_too_old_is_told(card: pytest.MonkeyPatch) -> None:
     assert "cuda-core 0.5.1 is older than 0.7; install it with: pip install --upgrade" in runtime.usable(0)[1]
 
 
+def test_the_first_kernel_tells_a_card_that_computes_from_one_that_does_not(host_gpu: Any) -> None:
+    with host_gpu():
+        runtime.probe(torch.device("cpu"), HostLauncher())
+
+    def does_nothing(source: str, name: str, grid: Size, block: Size, arguments: Sequence[Argument]) -> None:
+        pass
+
+    with pytest.raises(MaquetteError, match="a first kernel computed"):
+        runtime.probe(torch.device("cpu"), does_nothing)
+
+
 @pytest.mark.parametrize("result", [[0.25, 0.5, 0.0], RuntimeError("CUDA error: an illegal instruction\nmore")])
 def test_a_card_whose_first_kernel_goes_wrong_is_not_used(card: pytest.MonkeyPatch, result: object) -> None:
-    def fail(index: int) -> None:
+    def fail(*card_and_launcher: object) -> None:
         raise result if isinstance(result, Exception) else MaquetteError(f"a first kernel computed {result}")
 
     card.setattr(runtime, "card_facts", lambda index: GOOD)
