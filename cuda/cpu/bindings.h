@@ -16,5 +16,7 @@ void bind_splat_project(nanobind::module_& m);
 void bind_splat_update(nanobind::module_& m);
 void bind_texture(nanobind::module_& m);
 void bind_tsdf(nanobind::module_& m);
+void bind_trilinear(nanobind::module_& m);
+void bind_grid_march(nanobind::module_& m);
 
 }  // namespace maquette
