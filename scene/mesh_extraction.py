@@ -1,6 +1,7 @@
-"""From Gaussians to a mesh: depth is rendered at the training cameras, refined, fused, cleaned, decimated, coloured.
+"""From any scene to a mesh: depth is rendered at the training cameras, refined, fused, cleaned, decimated, coloured.
 
-The recipe of 2DGS (Huang et al., 2024) with another depth. Splats trained on photos are thick and translucent: the mean
+`surface_to_mesh` asks a representation for nothing but frames of colour and depth; `gaussians_to_mesh` gives it those of
+splats. The recipe of 2DGS (Huang et al., 2024) with another depth. Splats trained on photos are thick and translucent: the mean
 depth along a ray lies deep behind the surface and the planes of their shortest axes mean little. What serves is the
 splat that takes the first fifth of the light, and where the ray meets its density, as in RaDe-GS (Zhang et al., 2024).
 From there the pictures of neighbouring views find the surface (scene/depth_refinement.py).
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,32 +53,33 @@ class MeshConfig:
     min_part: float = 0.01  # parts with less area than this share of the largest one's are dropped
     max_views: int = 120  # evenly chosen when there are more
     max_pixels: int = 640 * 480  # per view; larger ones are rendered smaller
-    antialias: bool = False  # as the Gaussians were trained
+    antialias: bool = False  # as the Gaussians were trained; nothing to other scenes
     smoothing: int = 10  # rounds over the fine mesh: bumps of a few voxels go, larger shapes stay
     box: Box | None = None  # nothing outside is built; None: what many of the cameras see
 
 
-def gaussians_to_mesh(
-    gaussians: Gaussians,
+def surface_to_mesh(
+    frame_of: Callable[[Camera], DepthFrame],
     cameras: Sequence[Camera],
     config: MeshConfig | None = None,
     *,
     progress: Callable[[int, int, str], None] = ignore,
     stop: Callable[[], bool] = lambda: False,
 ) -> Mesh:
-    """The coloured surface of what the cameras look at, in the Gaussians' frame.
+    """The coloured surface of what the cameras look at, in the frame of the cameras.
 
+    frame_of: what a scene looks like, colour and depth, from one of the cameras or a smaller one; on any device.
     progress(done, total, message) is called after each view of each stage; `stop` is asked as often.
     Raises InputError when no surface comes out (an empty mesh is never returned), ResourceError when it is too large.
     """
     config = config or MeshConfig()
     views = evenly(cameras, config.max_views)
-    if not len(gaussians) or len(views) < 2:
-        raise InputError(f"a mesh needs Gaussians and two cameras or more, got {len(gaussians)} and {len(views)}")
+    if len(views) < 2:
+        raise InputError(f"a mesh needs two cameras or more, got {len(views)}")
     total = 5 * len(views)
     frames = []
     for done, camera in enumerate(views):
-        frames.append(render_frame(gaussians, smaller(camera, config.max_pixels), antialias=config.antialias))
+        frames.append(_on_cpu(frame_of(smaller(camera, config.max_pixels))))
         progress(done + 1, total, "rendering depth")
         if stop():
             break
@@ -105,6 +108,33 @@ def gaussians_to_mesh(
         # Collapsing edges parts what hung together by a thread.
         mesh = clean(decimate(mesh, config.faces), min_share=config.min_part)
     return replace(mesh, colors=colors_from_frames(mesh, frames, tolerance=config.truncation * voxel_size))
+
+
+def gaussians_to_mesh(
+    gaussians: Gaussians,
+    cameras: Sequence[Camera],
+    config: MeshConfig | None = None,
+    *,
+    progress: Callable[[int, int, str], None] = ignore,
+    stop: Callable[[], bool] = lambda: False,
+) -> Mesh:
+    """The coloured surface of what the cameras look at, in the Gaussians' frame; see `surface_to_mesh`."""
+    config = config or MeshConfig()
+    if not len(gaussians):
+        raise InputError("a mesh needs Gaussians, got none")
+    frame_of = partial(render_frame, gaussians, antialias=config.antialias)
+    return surface_to_mesh(frame_of, cameras, config, progress=progress, stop=stop)
+
+
+def _on_cpu(frame: DepthFrame) -> DepthFrame:
+    """The frame where it is compared with others and fused."""
+    return replace(
+        frame,
+        camera=frame.camera.to(device="cpu"),
+        depth=frame.depth.to("cpu", torch.float32),
+        rgb=frame.rgb.cpu(),
+        alpha=None if frame.alpha is None else frame.alpha.cpu(),
+    )
 
 
 def without_cut_offs(mesh: Mesh, box: Box, margin: float) -> Mesh:
@@ -221,7 +251,7 @@ def well_seen(frames: Sequence[DepthFrame], box: Box | None = None) -> Region:
     kept = views >= min(LEAST_VIEWS, len(frames))
     if int(kept.sum()) < 100:
         raise InputError(
-            f"no surface is seen alike by {LEAST_VIEWS} cameras, so there is no mesh; the splats may not be trained yet"
+            f"no surface is seen alike by {LEAST_VIEWS} cameras, so there is no mesh; the scene may not be trained yet"
         )
     if box is None:
         kept &= pixels_seen >= WELL_SEEN * float(torch.quantile(pixels_seen[kept], 0.95))

@@ -10,14 +10,15 @@ import pytest
 import torch
 import trimesh
 
+from data.synthetic import OpaqueScene, opaque_solids
 from scene import sh
 from scene.cameras import Camera, look_at
-from scene.depth_fusion import judge
+from scene.depth_fusion import DepthFrame, judge
 from scene.errors import InputError
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh
 from scene.mesh_distance import Box, chamfer, sample_surface
-from scene.mesh_extraction import MeshConfig, evenly, gaussians_to_mesh, render_frame, well_seen
+from scene.mesh_extraction import MeshConfig, evenly, gaussians_to_mesh, render_frame, surface_to_mesh, well_seen
 
 SMALL = MeshConfig(voxels=96, faces=20_000)
 
@@ -162,3 +163,25 @@ def test_views_are_chosen_evenly_and_the_region_is_where_they_look():
     region = well_seen(frames)
     assert np.allclose(region.box.low, -0.85, atol=0.06) and np.allclose(region.box.high, 0.85, atol=0.06)
     assert region.footprint == pytest.approx(2.3 / 160, rel=0.1)
+
+
+def test_any_scene_that_gives_frames_becomes_a_mesh():
+    scene = opaque_solids(train=1, test=0, size=8, shape="torus").scene
+    assert isinstance(scene, OpaqueScene)
+
+    def frame_of(camera: Camera) -> DepthFrame:
+        shown = scene.show(camera.to(dtype=torch.float64))
+        return DepthFrame(camera, shown.depth, (shown.color * 255).round().to(torch.uint8), shown.alpha, True)
+
+    mesh = surface_to_mesh(frame_of, around(48), SMALL)
+    distances = scene.distance(torch.from_numpy(mesh.vertices)).abs()
+    footprint = 2.4 / 160  # of a pixel on the surface
+    assert float(distances.mean()) < 0.3 * footprint
+    facts = mesh.facts()
+    assert facts.components == 1 and facts.watertight
+    assert 2 * facts.vertices == facts.faces  # Euler's number of a torus, which has one hole
+
+
+def test_one_camera_is_too_few_for_any_scene():
+    with pytest.raises(InputError, match="two cameras"):
+        surface_to_mesh(lambda camera: pytest.fail("nothing need be drawn"), around()[:1])
