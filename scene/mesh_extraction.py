@@ -1,7 +1,9 @@
 """From any scene to a mesh: depth is rendered at the training cameras, refined, fused, cleaned, decimated, coloured.
 
-`surface_to_mesh` asks a representation for nothing but frames of colour and depth; `gaussians_to_mesh` gives it those of
-splats. The recipe of 2DGS (Huang et al., 2024) with another depth. Splats trained on photos are thick and translucent: the mean
+`surface_to_mesh` asks a representation for nothing but frames of colour and depth; `gaussians_to_mesh` gives it those
+of splats.
+
+The recipe of 2DGS (Huang et al., 2024) with another depth. Splats trained on photos are thick and translucent: the mean
 depth along a ray lies deep behind the surface and the planes of their shortest axes mean little. What serves is the
 splat that takes the first fifth of the light, and where the ray meets its density, as in RaDe-GS (Zhang et al., 2024).
 From there the pictures of neighbouring views find the surface (scene/depth_refinement.py).
