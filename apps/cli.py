@@ -100,7 +100,7 @@ def as_user_error(error: BaseException) -> MaquetteError | None:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped at once")
     if is_out_of_memory(error):
-        advice = "close other programs or use --downscale, fewer --max-splats or --preset draft"
+        advice = "close other programs, or start a new run with --downscale or --preset draft"
         return ResourceError(f"out of memory; what was saved can be resumed with --resume; {advice}")
     if isinstance(error, OSError):
         from scene.files import disk_error

@@ -22,6 +22,7 @@ STAGES = {
     "train": "Training",
     "evaluate": "Judging held-out photos",
     "mesh": "Making the mesh",
+    "splats": "Making splats of the scene",
     "turntable": "Filming",
     "report": "Writing the report",
 }
@@ -30,7 +31,9 @@ STAGES = {
 class Watcher:
     """Listens to a run's events and shows them on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: str = "splats") -> None:
+        """pieces: what a scene of the method at work is made of."""
+        self._pieces = pieces
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -64,7 +67,7 @@ class Watcher:
             self.console.print(f"  {message}", markup=False)
         if step is None:
             return
-        facts = progress_facts(event)
+        facts = progress_facts(event, self._pieces)
         if self.console.is_terminal:
             if self._task is not None:
                 self._progress.update(self._task, completed=step, total=steps or None, facts=facts)
@@ -92,7 +95,7 @@ class Watcher:
         self._task = self._progress.add_task(title, total=None, facts="")
 
 
-def progress_facts(event: dict[str, Any]) -> str:
+def progress_facts(event: dict[str, Any], pieces: str = "splats") -> str:
     """One line of what an event says in numbers: `1200/7000 · loss 0.031 · 29.4 dB · 80,123 splats · 3:20 left`."""
     parts = [f"{event['step']:,}" + (f"/{event['steps']:,}" if event["steps"] else "")]
     if event["loss"] is not None:
@@ -100,7 +103,7 @@ def progress_facts(event: dict[str, Any]) -> str:
     if event["psnr"] is not None:
         parts.append(f"{event['psnr']:.1f} dB")
     if event["splats"]:
-        parts.append(f"{event['splats']:,} splats")
+        parts.append(f"{event['splats']:,} {pieces}")
     if event["eta_s"] is not None:
         parts.append(f"{clock(event['eta_s'])} left")
     if event["message"]:

@@ -14,8 +14,10 @@ import tyro
 from tyro.conf import Positional
 
 from apps.console import Watcher
-from apps.options import job_of_run, parse
-from apps.run_cameras import edited_cameras, edited_scene
+from apps.methods import words_of
+from apps.options import parse
+from apps.run_cameras import edited_cameras
+from apps.run_scene import cuts, edited_splats, splats_antialias
 from recon.sfm_frame import up_direction
 from scene import edits
 from scene.edits import Crop, Edit, Edits, Measure, RemoveFloaters, Scale, Up, Vector
@@ -68,6 +70,12 @@ def main(arguments: Sequence[str]) -> None:
         for what, edit in zip(wanted, (_floaters, _up, _scale, _measure, _crop), strict=True):
             if what:
                 watcher.say(edited(run, edit, request))
+        method = run.config.get("method")
+        if method != "gaussians" and any(wanted) and cuts(edits.load(run.folder)):
+            watcher.say(
+                f"The {words_of(method).scene} itself stays whole: what was cut is gone from the mesh and from the "
+                "splats made of it, which films then show."
+            )
         if request.list or not (request.undo or any(wanted)):
             for sentence in listed(edits.load(run.folder)):
                 watcher.say(sentence)
@@ -90,7 +98,7 @@ def edited(run: Run, edit: Callable[[Run, EditRun], tuple[Edit | None, str]], re
     if made is not None:
         before = edits.load(run.folder)
         after = before.then(made)
-        Edits((after.items[-1],)).of_gaussians(edited_scene(run))  # an edit that leaves nothing is not kept
+        Edits((after.items[-1],)).of_gaussians(edited_splats(run))  # an edit that leaves nothing is not kept
         edits.save(run.folder, after)
     return sentence
 
@@ -110,8 +118,8 @@ def listed(done: Edits) -> list[str]:
 
 
 def _floaters(run: Run, request: EditRun) -> tuple[Edit | None, str]:
-    scene, seen = edited_scene(run), edited_cameras(run)
-    antialias = job_of_run(run.folder).config.antialias
+    scene, seen = edited_splats(run), edited_cameras(run)
+    antialias = splats_antialias(run)
     report = floater_score(scene, seen.train, antialias=antialias)
     if not len(report.ids):
         return None, report.sentence
@@ -124,7 +132,7 @@ def _up(run: Run, request: EditRun) -> tuple[Edit | None, str]:
     assert request.up is not None
     word = request.up.lower().removeprefix("+")
     if word == "auto":
-        direction, sentence = _automatic_up(run, edited_scene(run))
+        direction, sentence = _automatic_up(run, edited_splats(run))
     else:
         direction = AXES[word] if word in AXES else _numbers(word, 3, "--up")
         sentence = f"{word} is +Z now"
@@ -167,7 +175,7 @@ def _crop(run: Run, request: EditRun) -> tuple[Edit | None, str]:
     low, high = (tuple(pick(pair) for pair in zip(first, second, strict=True)) for pick in (min, max))
     edit = Crop(low, high)  # type: ignore[arg-type]
     Edits().then(edit)
-    scene = edited_scene(run)
+    scene = edited_splats(run)
     left = len(Edits((edit,)).of_gaussians(scene))
     return edit, f"{edits.describe(edit)}; {left:,} of {len(scene):,} splats are left"
 

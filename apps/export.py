@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +12,11 @@ from apps.console import Watcher
 from apps.film import up_of
 from apps.judge import reopened
 from apps.meshing import Budget, budget, fine_mesh_file, finish, photo_views, rendered_views
-from apps.options import AXES, Export, job_of_run, parse
-from apps.run_cameras import RunCameras, edited_cameras, edited_mesh, edited_scene, load_scene, read_cameras
+from apps.methods import words_of
+from apps.options import AXES, Export, parse
+from apps.run_cameras import RunCameras, edited_cameras, read_cameras
 from apps.run_page import page_of_run
+from apps.run_scene import about_splats, edited_mesh, edited_splats, splats_picture, trained_scene
 from apps.scene_page import scene_page
 from apps.signals import StopSignal
 from scene import edits
@@ -31,8 +33,10 @@ from scene.runs import Run
 from scene.texture import PhotoView
 from scene.untrusted import real
 
-Kind = Literal["splats", "mesh", "page"]
+Kind = Literal["splats", "mesh", "page", "field"]
 Direction = tuple[float, float, float]
+
+FIELDS = (".npz", ".safetensors")  # an octree in the layout of PlenOctrees, a voxel grid
 
 COLMAP_UP = (0.0, -1.0, 0.0)  # splats that others trained in COLMAP's frame, whose first cameras mostly stand upright
 
@@ -55,11 +59,13 @@ def kind_for(target: Path, what: str = "auto") -> Kind:
     ending = target.suffix.lower()
     if ending == ".html":
         return "page"
+    if ending in FIELDS:
+        return "field"
     splats, mesh = ending in splat_files.WRITERS, ending in mesh_files.WRITERS
     if not (splats or mesh):
         raise InputError(
             f"{target}: expected a name that ends in {', '.join(sorted({*splat_files.WRITERS, *mesh_files.WRITERS}))} "
-            f"or .html; {ending or 'no ending'} is not written"
+            f".html, .npz or .safetensors; {ending or 'no ending'} is not written"
         )
     if splats and mesh:
         name = target.stem.lower()
@@ -95,6 +101,8 @@ class Source:
                 self._write_page(target)
             elif kind == "splats":
                 save_splats(target, self.splats, up=self.up)
+            elif kind == "field":
+                self._write_field(target)
             else:
                 mesh = self.mesh  # first: making it gives the label
                 save_mesh(target, mesh, up=self.up, cameras=self._named_cameras(), label=self.label)
@@ -107,6 +115,18 @@ class Source:
             page = scene_page(splats=splats, mesh=mesh, up=self.up, cameras=(), title=self.path.stem)
         with write_errors(target, "write the page"), replacing(target) as file:
             file.write(page.encode())
+
+    def _write_field(self, target: Path) -> None:
+        """The scene itself, as its method keeps it. Raises InputError where that is something else."""
+        if self.run is None:
+            raise InputError(f"{target}: grids and octrees come from runs of their methods; {self.path} is a file")
+        trained, words = trained_scene(self.run), words_of(self.run.config.get("method"))
+        own = Path(trained.module.SCENE_FILE).suffix
+        if target.suffix.lower() != own:
+            raise InputError(f"{target}: a run of {words.name} holds {words.file}, which is written as {own}")
+        if edits.load(self.path):
+            self.watcher.say(f"Note: {target.name} holds the {words.scene} as it was trained, without the run's edits")
+        trained.module.save_scene(target, trained.scene)
 
     @cached_property
     def up(self) -> Direction:
@@ -121,7 +141,9 @@ class Source:
     def splats(self) -> Gaussians:
         """The scene as Gaussians, in the source's own coordinates."""
         if self.run is not None:
-            return edited_scene(self.run)
+            if note := about_splats(self.run):
+                self.watcher.say(note)
+            return edited_splats(self.run)
         if self.kind == "splats":
             return load_splats(self.path, up=self._read_up)
         self.watcher.say("The source is a mesh: its surface is covered with splats")
@@ -144,7 +166,8 @@ class Source:
         if self.run is None:
             cameras = cameras_around(self.splats)
             fine = gaussians_to_mesh(self.splats, cameras, MeshConfig(faces=0), progress=self._progress, stop=self.stop)
-            return self._finished(fine, rendered_views(self.splats, cameras), wanted)
+            draw = partial(splats_picture, self.splats, antialias=False)
+            return self._finished(fine, rendered_views(draw, cameras), wanted)
         fine_file = fine_mesh_file(self.path)
         if not fine_file.is_file():
             raise InputError(f"{self.path} has no {fine_file.name}; let `maquette recon` go on with --resume first")
@@ -153,9 +176,10 @@ class Source:
         try:
             capture = reopened(self.run)
         except InputError as error:
-            self.watcher.say(f"The photos are not at hand ({error}): the texture comes from the splats")
-            antialias = job_of_run(self.path).config.antialias
-            views = rendered_views(load_scene(self.run), read_cameras(self.run).train, antialias=antialias)
+            trained = trained_scene(self.run)
+            scene = words_of(trained.method).scene
+            self.watcher.say(f"The photos are not at hand ({error}): the texture comes from the {scene}")
+            views = rendered_views(trained.picture, read_cameras(self.run).train)
             return self._finished(fine, _moved(views, done), wanted)
         with capture:
             return self._finished(fine, _moved(photo_views(capture), done), wanted)

@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apps.console import Watcher
-from apps.options import Render, job_of_run, parse
-from apps.run_cameras import RunCameras, edited_cameras, edited_scene
+from apps.options import Render, parse
+from apps.run_cameras import RunCameras, edited_cameras
+from apps.run_scene import Drawing, edited_drawing
 from apps.signals import StopSignal
-from recon.gaussians import picture
 from scene import camera_paths
 from scene.cameras import Camera
 from scene.errors import InputError
 from scene.files import replacing
-from scene.gaussians import Gaussians
 from scene.runs import Run
 
 Picture = NDArray[np.uint8]
@@ -36,15 +35,15 @@ def main(arguments: Sequence[str]) -> None:
     with Run.open(request.run, writing=False) as run, StopSignal() as stop, Watcher() as watcher:
         seen = edited_cameras(run)
         path = path_cameras(seen, request.path, request.frames, request.width)
-        scene = edited_scene(run)
+        draw, note = edited_drawing(run)
+        if note:
+            watcher.say(note)
 
         def progress(done: int, total: int) -> None:
             stop.check()
             watcher.progress("Filming", done, total)
 
-        antialias = job_of_run(request.run).config.antialias
-        pictures = pictures_along(scene, path, seen.background, progress, antialias=antialias)
-        write_film(request.out, pictures, fps=request.fps)
+        write_film(request.out, pictures_along(draw, path, seen.background, progress), fps=request.fps)
         watcher.say(f"{len(path)} frames of {path[0].width} x {path[0].height}: {request.out}")
 
 
@@ -81,20 +80,13 @@ def path_cameras(
 
 
 def pictures_along(
-    scene: Gaussians,
-    path: Sequence[Camera],
-    background: Tensor,
-    progress: Callable[[int, int], None],
-    *,
-    antialias: bool,
+    draw: Drawing, path: Sequence[Camera], background: Tensor, progress: Callable[[int, int], None]
 ) -> Iterator[Picture]:
-    """Renders a path, one [H, W, 3] uint8 picture after the other."""
-    with torch.no_grad():
-        for i, camera in enumerate(path):
-            progress(i, len(path))
-            shown = picture(scene, camera, background, antialias=antialias)
-            yield (shown.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        progress(len(path), len(path))
+    """Draws a scene along a path, one [H, W, 3] uint8 picture after the other."""
+    for i, camera in enumerate(path):
+        progress(i, len(path))
+        yield (draw(camera, background).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    progress(len(path), len(path))
 
 
 def write_film(out: Path, pictures: Iterable[Picture], *, fps: int) -> None:

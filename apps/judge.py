@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from apps.console import JsonLines, Watcher
+from apps.methods import Progress, Trained
 from apps.options import Evaluate, job_of_run, parse
 from apps.report import write_report
-from apps.run_cameras import load_scene
+from apps.run_scene import trained_scene
 from apps.signals import StopSignal
 from data.captures import Capture, open_capture
-from recon import gaussians, sfm
+from recon import sfm
 from recon.evaluation import ViewScore, evaluate
 from scene.cameras import Camera
 from scene.errors import InputError
-from scene.gaussians import Gaussians
 from scene.runs import Run
 
 ERROR_AT_WHITE = 0.25  # mean absolute difference of the channels that the error pictures show as white
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         say = stack.enter_context(JsonLines()) if request.json else None
         if say is None:
             run.listeners.append(stack.enter_context(Watcher()))
-        trained = load_scene(run)
+        trained = trained_scene(run)
         run.stage = "evaluate"
 
         def progress(done: int, total: int, message: str) -> None:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
             run.event(message, step=done, steps=total)
 
         with reopened(run) as capture:
-            judge(run, capture, trained, job_of_run(request.run).config, progress, stop)
+            judge(run, capture, trained, progress, stop)
         write_report(run)
         if say is not None:
             say(run.metrics)
@@ -73,14 +73,7 @@ def reopened(run: Run) -> Capture:
     return result.capture
 
 
-def judge(
-    run: Run,
-    capture: Capture,
-    trained: Gaussians,
-    config: gaussians.Config,
-    progress: Callable[[int, int, str], None],
-    stop: StopSignal,
-) -> None:
+def judge(run: Run, capture: Capture, trained: Trained, progress: Progress, stop: StopSignal) -> None:
     """Measure every held-out view, write truth, render and error under renders/, and the means into metrics.json."""
     if not capture.test:
         run.decide("Nothing was held out, so this report cannot say how well new views look.")
@@ -89,12 +82,12 @@ def judge(
     began = time.monotonic()
 
     def shown(camera: Camera, background: Tensor) -> Tensor:
-        return gaussians.picture(trained, camera, background, antialias=config.antialias).cpu()
+        return trained.picture(camera, background).cpu()
 
     folder = run.folder / "renders"
     folder.mkdir(exist_ok=True)
     views: list[dict[str, Any]] = []
-    for score in evaluate(shown, capture, exposure=gaussians.learns_exposure(capture, config)):
+    for score in evaluate(shown, capture, exposure=trained.module.learns_exposure(capture, trained.config)):
         stop.check()
         views.append(_kept(score, folder))
         progress(len(views), len(capture.test), f"{score.name}: {score.psnr:.2f} dB")

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from apps.methods import Progress
+from apps.run_scene import Drawing
 from data.captures import Capture
-from recon import gaussians
 from recon.exposure import cross_fitted
 from scene.cameras import Camera
-from scene.gaussians import Gaussians
 from scene.mesh import Mesh
 from scene.mesh_gate import MeshLabel, label_mesh
 from scene.mesh_render import render_mesh
@@ -76,7 +76,7 @@ def finish(
     views: Sequence[PhotoView],
     wanted: Budget,
     *,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
     stop: Callable[[], bool],
 ) -> Finished:
     """Cut the fine mesh to its budget, mend it, lay the photos on it, and say what it is worth."""
@@ -103,13 +103,12 @@ def photo_views(capture: Capture) -> list[PhotoView]:
     return [PhotoView(camera, loader(index)) for index, camera in views if camera is not None]
 
 
-def rendered_views(scene: Gaussians, cameras: Sequence[Camera], *, antialias: bool = False) -> list[PhotoView]:
-    """Pictures of the splats in place of photos, for scenes whose photos are not at hand."""
+def rendered_views(draw: Drawing, cameras: Sequence[Camera]) -> list[PhotoView]:
+    """Pictures of the scene in place of photos, for scenes whose photos are not at hand."""
 
     def loader(camera: Camera) -> Callable[[], tuple[Tensor, Tensor | None]]:
         def load() -> tuple[Tensor, Tensor | None]:
-            picture = gaussians.picture(scene, camera, torch.zeros(3), antialias=antialias)
-            return (picture.clamp(0, 1) * 255).round().to(torch.uint8), None
+            return (draw(camera, torch.zeros(3)).clamp(0, 1) * 255).round().to(torch.uint8).cpu(), None
 
         return load
 
@@ -119,7 +118,7 @@ def rendered_views(scene: Gaussians, cameras: Sequence[Camera], *, antialias: bo
 def held_out_psnr(mesh: Mesh, capture: Capture, *, exposure: bool) -> tuple[float, float] | None:
     """Mean PSNR of the textured mesh at held-out views over the pixels it covers, and the share that it covers.
 
-    exposure: photos whose exposure is not known are compared after `cross_fitted`, as splats are.
+    exposure: photos whose exposure is not known are compared after `cross_fitted`, as the scene is.
     None without held-out views that show the mesh.
     """
     scores, shares = [], []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -38,7 +38,9 @@ RECORDED = ("preset", "max_minutes", "downscale", "holdout", "mesh", "faces", "d
 LEAST_FACES, MOST_FACES = 100, 5_000_000
 
 METHODS = {"gaussians": "recon.gaussians"}
-"""Methods by name: the module with its Config, PRESETS and train. This dict is the whole plug-in system."""
+"""Methods by name: the module with what `apps/methods.py` lists. This dict is the whole plug-in system."""
+
+AUTO = "gaussians"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Recon:
     source: Annotated[Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """folder of photos, video, .zip, COLMAP model, transforms.json, KITTI drive, or a previous run"""
     method: Literal["auto", "gaussians"] = "auto"
-    """how the scene is represented"""
+    """how the scene is represented; auto: gaussians. With --help: the options of that method"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """run folder to make; default runs/SOURCE-METHOD-N"""
     preset: Literal["draft", "standard", "high"] = "standard"
@@ -204,7 +206,8 @@ class ReconJob:
 
 def parse(cls: type[T], command: str, arguments: Sequence[str]) -> T:
     """Parse the flags of a dataclass; prints help or what is wrong and exits with 0 or 2."""
-    return tyro.cli(cls, prog=f"maquette {command}", args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,))
+    style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    return tyro.cli(cls, prog=f"maquette {command}", args=list(arguments), config=style)
 
 
 def parse_recon(arguments: Sequence[str]) -> ReconJob:
@@ -214,18 +217,20 @@ def parse_recon(arguments: Sequence[str]) -> ReconJob:
     options half-way would be neither.
     """
     known = _known_flags(arguments)
+    wanted = AUTO if known.method == "auto" else known.method
     source = Path(known.source) if known.source else None
     if source is not None and known.resume and is_run(source) and known.out is None:
         return _resumed(source, arguments)
     out = Path(known.out) if known.out else None
     if known.resume and out is None and source is not None:
-        out = _latest_run(source)
+        out = _latest_run(source, METHODS if known.method == "auto" else [wanted])
     if known.resume and out is not None and is_run(out):
         return _resumed(out, arguments)
-    method = known.method if known.method in METHODS else "gaussians"
+    method = wanted if wanted in METHODS else AUTO
     module = importlib.import_module(METHODS[method])
     config = dataclasses.replace(module.Config(), **module.PRESETS.get(known.preset, {}))
-    request, config = _parse_both(arguments, None, config)
+    _check_flags(arguments, method)
+    request, config = _parse_both(arguments, method, None, config)
     return ReconJob(request, method, config, request.out or _free_run(request.source, method), resumes=False)
 
 
@@ -303,27 +308,48 @@ def _known_flags(arguments: Sequence[str]) -> argparse.Namespace:
     return known
 
 
-def _parse_both(arguments: Sequence[str], request: Recon | None, config: Any) -> tuple[Recon, Any]:
+def _check_flags(arguments: Sequence[str], method: str) -> None:
+    """Raise InputError for a flag that is another method's option; others that are wrong are left to the parser."""
+    words = (word.partition("=")[0] for word in arguments)
+    names = [word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
+    known = _fields(Recon) | _fields(importlib.import_module(METHODS[method]).Config) | {"help"}
+    for name in (name for name in names if name not in known):
+        others = [m for m in METHODS if m != method and name in _fields(importlib.import_module(METHODS[m]).Config)]
+        if others:
+            flag, owners = "--" + name.replace("_", "-"), " and ".join(others)
+            raise InputError(
+                f"{flag} is an option of --method {owners}, not of {method}; leave it out, or choose that method "
+                f"(maquette recon --method {method} --help lists what {method} can be told)"
+            )
+
+
+def _fields(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _parse_both(arguments: Sequence[str], method: str, request: Recon | None, config: Any) -> tuple[Recon, Any]:
     """Parse Recon and the method's Config side by side; an option that both have is Recon's."""
-    shared = {field.name for field in dataclasses.fields(config)} & {field.name for field in dataclasses.fields(Recon)}
+    shared = _fields(config) & _fields(Recon)
     hidden = []
     for name in sorted(shared):
         value = getattr(config, name)
         hidden.append((name, Annotated[type(value), tyro.conf.Fixed, tyro.conf.Suppress], value))
     own = type(config)
-    flags = dataclasses.make_dataclass(own.__name__, hidden, bases=(own,), frozen=True) if hidden else own
+    flags = dataclasses.make_dataclass(own.__name__, hidden, bases=(own,), frozen=True)
+    flags.__doc__ = "Options of this method; maquette recon --method NAME --help lists those of another."
     defaults = flags(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
     both = dataclasses.make_dataclass(
         "Both",
         [
             ("request", Annotated[Recon, tyro.conf.arg(name="")], *([request] if request else [])),
-            ("config", Annotated[flags, tyro.conf.arg(name="")], defaults),
+            (method, flags, defaults),
         ],
         frozen=True,
     )
     both.__doc__ = Recon.__doc__
     parsed: Any = parse(both, "recon", arguments)
-    chosen = {field.name: getattr(parsed.config, field.name) for field in dataclasses.fields(config)}
+    options = getattr(parsed, method)
+    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(config)}
     chosen |= {name: getattr(parsed.request, name) for name in shared}
     return parsed.request, own(**chosen)
 
@@ -331,7 +357,13 @@ def _parse_both(arguments: Sequence[str], request: Recon | None, config: Any) ->
 def _resumed(folder: Path, arguments: Sequence[str]) -> ReconJob:
     """The job of an existing run, after making sure that no flag asks for something else."""
     job = job_of_run(folder)
-    request, config = _parse_both(arguments, job.request, job.config)
+    _check_flags(arguments, job.method)
+    request, config = _parse_both(arguments, job.method, job.request, job.config)
+    if request.method not in ("auto", job.method):
+        raise InputError(
+            f"{folder} is a run of --method {job.method}, not of {request.method}; leave --method out, or start a new "
+            "run with another --out"
+        )
     may_change = {"source", "method", "out", "resume", "json", "debug", "max_minutes"}
     pairs = [(field.name, job.request, request) for field in dataclasses.fields(Recon) if field.name not in may_change]
     pairs += [(field.name, job.config, config) for field in dataclasses.fields(config)]
@@ -361,10 +393,10 @@ def _free_run(source: Path, method: str) -> Path:
     return folder
 
 
-def _latest_run(source: Path) -> Path:
-    """The newest run of a source under runs/. Raises InputError when there is none."""
+def _latest_run(source: Path, methods: Iterable[str]) -> Path:
+    """The newest run of a source by one of the methods under runs/. Raises InputError when there is none."""
     found = []
-    for method in METHODS:
+    for method in methods:
         for folder in Path("runs").glob(f"{_run_stem(source, method)}-*"):
             if is_run(folder) and folder.name.rpartition("-")[2].isdigit():
                 found.append(((folder / "config.json").stat().st_mtime, folder))

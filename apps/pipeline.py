@@ -19,17 +19,19 @@ from apps.devices import choose_device
 from apps.film import path_cameras, pictures_along, up_of, write_film
 from apps.judge import judge
 from apps.meshing import budget, fine_mesh_file, finish, held_out_psnr, photo_views
+from apps.methods import Checkpoint, Trained, method_of, words_of
 from apps.options import ReconJob, parse_recon
 from apps.report import write_report
-from apps.run_cameras import RunCameras, load_scene, read_cameras, write_cameras
+from apps.run_cameras import RunCameras, read_cameras, write_cameras
+from apps.run_scene import SPLATS_FILE, trained_scene
+from apps.run_splats import make_splats
 from apps.signals import StopSignal
 from data.captures import Capture, open_capture
-from recon import capture_check, gaussians, sfm
+from recon import capture_check, sfm
 from scene.errors import CamerasError, InputError, Interrupted
-from scene.formats import load_mesh, save_mesh, save_splats
-from scene.gaussians import Gaussians
+from scene.formats import load_mesh, save_mesh
 from scene.mesh import Mesh
-from scene.mesh_extraction import MeshConfig, gaussians_to_mesh
+from scene.mesh_extraction import MeshConfig, surface_to_mesh
 from scene.runs import Run, StepReport
 
 SFM_SHARE = 0.4  # of --max-minutes, for the cameras
@@ -49,7 +51,7 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
     """Do a whole reconstruction, or the rest of one, and show its progress. Returns the run folder."""
     request = job.request
     device, unused = choose_device(request.device)
-    gaussians.check_rasterizer(job.config, device)
+    method_of(job.method).check(job.config, device)
     if not request.source.exists():
         raise InputError(f"there is no file or folder {request.source}; expected photos, a video or posed images")
     with contextlib.ExitStack() as stack:
@@ -57,7 +59,7 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
         if request.json:
             run.listeners.append(stack.enter_context(JsonLines(stop.request)))
         else:
-            run.listeners.append(stack.enter_context(Watcher()))
+            run.listeners.append(stack.enter_context(Watcher(words_of(job.method).pieces)))
         if unused is not None:
             run.decide(unused)
         work = _Work(run, job, device, stop)
@@ -75,11 +77,12 @@ class _Work:
 
     def __init__(self, run: Run, job: ReconJob, device: torch.device, stop: StopSignal) -> None:
         self.run, self.job, self.device, self.stop = run, job, device, stop
+        self.method = method_of(job.method)
 
     def all_stages(self) -> None:
         """Every stage that has not been finished yet. Raises the errors of the contract."""
         run, request = self.run, self.job.request
-        kernels = gaussians.explain(self.job.config, self.device)
+        kernels = self.method.explain(self.job.config, self.device)
         run.write_environment(device=self.device.type, backend=kernels, seed=request.seed)
         run.add_metrics(method=self.job.method, source=str(request.source))
         with contextlib.ExitStack() as stack:
@@ -92,6 +95,7 @@ class _Work:
             trained = self.trained(capture)
             self.judged(capture, trained)
             self.meshed(capture, trained)
+            self.splatted(capture, trained)
         self.filmed(trained)
         self.reported()
 
@@ -169,26 +173,26 @@ class _Work:
         self.run.finish("budget", train_seconds=seconds)
         return seconds
 
-    def trained(self, capture: Capture) -> Gaussians:
-        """The trained scene: from scene.ply when training has finished, else from the checkpoint or the start."""
-        run = self.run
-        if run.finished("train") is not None and (run.folder / "scene.ply").is_file():
-            return load_scene(run)
+    def trained(self, capture: Capture) -> Trained:
+        """The trained scene: from its file when training has finished, else from the checkpoint or the start."""
+        run, method = self.run, self.method
+        if run.finished("train") is not None and (run.folder / method.SCENE_FILE).is_file():
+            return trained_scene(run)
         seconds = self.train_seconds()
         run.stage = "train"
         loaded = run.load_checkpoint()
-        resume = None if loaded is None else gaussians.Checkpoint(*loaded)
-        run.event(f"Going on from step {resume.state['step']}" if resume else "")
+        resume = None if loaded is None else method.Checkpoint(*loaded)
+        run.event(f"Going on from step {resume.state.get('step')}" if resume else "")
         last: list[StepReport] = []
 
         def on_step(report: StepReport) -> None:
             last[:] = [report]
             run.on_step(report)
 
-        def save(checkpoint: gaussians.Checkpoint) -> None:
+        def save(checkpoint: Checkpoint) -> None:
             run.save_checkpoint(checkpoint.tensors, checkpoint.state)
 
-        trained = gaussians.train(
+        scene = method.train(
             capture,
             self.job.config,
             device=self.device,
@@ -199,24 +203,25 @@ class _Work:
             resume=resume,
             stop=self.stop,
         )
-        save_splats(run.folder / "scene.ply", trained.to(device="cpu"))
-        trained = load_scene(run)  # what the file holds, so that a resume after this point sees the same scene
+        method.save_scene(run.folder / method.SCENE_FILE, scene)
+        del scene
+        trained = trained_scene(run)  # what the file holds, so that a resume after this point sees the same scene
         state = run.checkpoint_facts().get("state", {})
         spent, steps = float(state.get("seconds", 0.0)), last[0].step if last else int(state.get("step", 0))
-        parameters = sum(tensor.numel() for tensor in trained.parameters().values())
-        run.add_metrics(seconds_train=round(spent, 1), steps=steps, primitives=len(trained), parameters=parameters)
+        primitives, parameters = method.counts(trained.scene)
+        run.add_metrics(seconds_train=round(spent, 1), steps=steps, primitives=primitives, parameters=parameters)
         run.add_peak_memory()
         run.finish("train", seconds=spent, steps=steps)
         return trained
 
-    def judged(self, capture: Capture, trained: Gaussians) -> None:
+    def judged(self, capture: Capture, trained: Trained) -> None:
         """Held-out views rendered and measured."""
         if self.run.finished("evaluate") is None:
             self.run.stage = "evaluate"
             self.run.event()
-            judge(self.run, capture, trained.to(device=self.device), self.job.config, self.progress, self.stop)
+            judge(self.run, capture, trained.to(self.device), self.progress, self.stop)
 
-    def meshed(self, capture: Capture, trained: Gaussians) -> None:
+    def meshed(self, capture: Capture, trained: Trained) -> None:
         """mesh_fine.ply and mesh.glb; a scene that gives none is said to, and the rest goes on."""
         run, request = self.run, self.job.request
         if run.finished("mesh") is not None and (run.folder / "mesh.glb").is_file():
@@ -235,7 +240,7 @@ class _Work:
         save_mesh(run.folder / "mesh.glb", made.mesh, up=up_of(seen), label=made.label.as_json())
         facts = made.mesh.facts()
         run.add_metrics(mesh_faces=facts.faces, mesh_watertight=facts.watertight)
-        exposure = gaussians.learns_exposure(capture, self.job.config)
+        exposure = self.method.learns_exposure(capture, self.job.config)
         judged = held_out_psnr(made.mesh, capture, exposure=exposure)
         held_out = {} if judged is None else {"held_out_psnr": judged[0], "held_out_cover": judged[1]}
         run.finish("mesh", seconds=time.monotonic() - began, **made.record(), **held_out)
@@ -244,19 +249,31 @@ class _Work:
             run.decide(f"The mesh has a fault: {fault.sentence}")
         run.event(f"{facts.faces:,} faces, texture {made.textured.facts.size} px{shows}")
 
-    def fine_mesh(self, trained: Gaussians, seen: RunCameras) -> Mesh:
+    def fine_mesh(self, trained: Trained, seen: RunCameras) -> Mesh:
         """The mesh before decimation, kept in the run. Raises InputError when no surface comes out."""
         path = fine_mesh_file(self.run.folder)
         if self.run.finished("surface") is not None and path.is_file():
             return load_mesh(path)
         began = time.monotonic()
-        config = MeshConfig(faces=0, antialias=self.job.config.antialias)
-        fine = gaussians_to_mesh(trained, seen.train, config, progress=self.progress, stop=self.stop)
+        config = MeshConfig(faces=0)
+        fine = surface_to_mesh(trained.surface, seen.train, config, progress=self.progress, stop=self.stop)
         save_mesh(path, fine)
         self.run.finish("surface", seconds=time.monotonic() - began)
         return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
 
-    def filmed(self, trained: Gaussians) -> None:
+    def splatted(self, capture: Capture, trained: Trained) -> None:
+        """splats.ply: what viewers and splat formats show of a scene that is no splats, and what that costs."""
+        there = self.run.finished("splats") is not None and (self.run.folder / SPLATS_FILE).is_file()
+        if trained.method == "gaussians" or there:
+            return
+        self.run.stage = "splats"
+        self.run.event()
+        try:
+            make_splats(self.run, capture, trained.to(self.device), self.progress)
+        except InputError as error:
+            self.run.decide(f"No splats: {error}")
+
+    def filmed(self, trained: Trained) -> None:
         """turntable.mp4."""
         run = self.run
         if run.finished("turntable") is not None and (run.folder / "turntable.mp4").is_file():
@@ -267,13 +284,8 @@ class _Work:
         seen = read_cameras(run)
         width = min(TURNTABLE_WIDTH, seen.cameras[0].width)
         path = path_cameras(seen, "auto", TURNTABLE_FRAMES, width)
-        frames = pictures_along(
-            trained.to(device=self.device),
-            path,
-            seen.background,
-            lambda done, total: self.progress(done, total, ""),
-            antialias=self.job.config.antialias,
-        )
+        draw = trained.to(self.device).picture
+        frames = pictures_along(draw, path, seen.background, lambda done, total: self.progress(done, total, ""))
         write_film(run.folder / "turntable.mp4", frames, fps=TURNTABLE_FPS)
         run.finish("turntable", seconds=time.monotonic() - began)
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from apps.console import clock
+from apps.methods import Words, words_of
 from apps.report_page import data_uri, page, section, table
 from apps.report_plots import camera_maps, curve
-from apps.run_cameras import RunCameras, load_scene, read_cameras, sample_of_scene
+from apps.run_cameras import RunCameras, read_cameras
 from apps.run_page import section_of_run
+from apps.run_scene import SCENE_FILES, SPLATS_FILE, about_splats, sample_of_scene, scene_splats
 from apps.scene_page import viewer_script, viewer_style
 from scene.errors import InputError
 from scene.files import read_json, replacing, write_errors
@@ -38,10 +40,11 @@ STAGE_NAMES = {
     "train": "Training",
     "evaluate": "Judging held-out photos",
     "mesh": "Mesh",
+    "splats": "Splats of the scene",
     "turntable": "Film",
     "other": "Everything else",
 }
-COLORS = ("#b4541f", "#d99a3c", "#1668b8", "#3f9d8c", "#8a63b8", "#9a9ea4")
+COLORS = ("#b4541f", "#d99a3c", "#1668b8", "#3f9d8c", "#c2708f", "#8a63b8", "#9a9ea4")
 
 
 def write_report(run: Run) -> Path:
@@ -51,20 +54,20 @@ def write_report(run: Run) -> Path:
     seen = None
     with contextlib.suppress(InputError):
         seen = read_cameras(run)
-    scene = _scene(run)
+    scene, words = _scene(run), words_of(config.get("method"))
     parts = [
         _header(run, title, config, metrics),
         _hero(run, seen),
         scene,
-        _cards(metrics),
+        _cards(metrics, words),
         _decisions(run),
         _capture_check(run),
         _cameras(run, seen),
         _views(run),
-        _curves(run),
+        _curves(run, words),
         _timings(run, metrics),
         _mesh(run),
-        _files(run),
+        _files(run, words),
         _details(run, config),
         f"<footer>Made by Maquette {escape(str(metrics.get('version', '')))}. This file needs no network.</footer>",
     ]
@@ -83,7 +86,7 @@ def _title(config: dict[str, Any]) -> str:
 
 
 def _header(run: Run, title: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
-    facts = [f"method {config.get('method', 'unknown')}"]
+    facts = [words_of(config.get("method")).name]
     if "preset" in config:
         facts.append(f"preset {config['preset']}")
     if metrics.get("backend"):
@@ -108,13 +111,13 @@ def _hero(run: Run, seen: RunCameras | None) -> str:
 def _scene(run: Run) -> str:
     """The scene itself, to turn round; nothing where there is none yet."""
     try:
-        return section("The scene", section_of_run(run, max_bytes=SCENE_BYTES))
+        return section("The scene", section_of_run(run, max_bytes=SCENE_BYTES), escape(about_splats(run)))
     except InputError as error:
         log.info("the report has no 3D view: %s", error)
         return ""
 
 
-def _cards(metrics: dict[str, Any]) -> str:
+def _cards(metrics: dict[str, Any], words: Words) -> str:
     """The figures that say at a glance how it went; those that are not known are not shown."""
     shown: list[tuple[str, str]] = []
 
@@ -128,7 +131,7 @@ def _cards(metrics: dict[str, Any]) -> str:
         registered = metrics.get("views_registered")
         of = f"{registered}/{metrics['views_total']}" if registered is not None else str(metrics["views_total"])
         shown.append((of, "photos with cameras" if registered is not None else "photos"))
-    card("primitives", "Gaussians", "{:,}")
+    card("primitives", words.counted, "{:,}")
     card("mesh_faces", "mesh faces", "{:,}")
     card("chamfer", "Chamfer distance to the truth", "{:.4g}")
     if isinstance(metrics.get("seconds_total"), (int, float)):
@@ -162,7 +165,7 @@ def _cameras(run: Run, seen: RunCameras | None) -> str:
         return ""
     if not len(seen.points):
         with contextlib.suppress(InputError):
-            seen = replace(seen, points=sample_of_scene(load_scene(run)))
+            seen = replace(seen, points=sample_of_scene(scene_splats(run)))
     held = sum(seen.held_out)
     key = (
         f'<span class="key"><i style="background:var(--accent)"></i>{len(seen.cameras) - held} trained'
@@ -231,7 +234,7 @@ def _jpeg(path: Path, width: int) -> tuple[str, float]:
     return data_uri(buffer.getvalue(), "image/jpeg"), small.width / small.height
 
 
-def _curves(run: Run) -> str:
+def _curves(run: Run, words: Words) -> str:
     points: dict[str, dict[int, float]] = {"loss": {}, "psnr": {}, "splats": {}}
     for event in read_events(run.folder / "events.jsonl"):
         step = event.get("step")
@@ -247,7 +250,7 @@ def _curves(run: Run) -> str:
     plots = [
         curve("Loss", smoothed(list(points["loss"].items())), logarithmic=True),
         curve("PSNR on some held-out photos, dB", changes, dots=True),
-        curve("Number of Gaussians", list(points["splats"].items())),
+        curve(f"Number of {words.counted}", list(points["splats"].items())),
     ]
     body = "".join(plots)
     return section("Training", f'<div class="grid2">{body}</div>' if body else "", "Over the steps of the training.")
@@ -333,9 +336,10 @@ def _said(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _files(run: Run) -> str:
+def _files(run: Run, words: Words) -> str:
     about = {
-        "scene.ply": "the Gaussians, in the 3DGS format that viewers read",
+        **dict.fromkeys(SCENE_FILES, words.file),
+        SPLATS_FILE: f"splats made of the {words.scene}, for viewers and splat formats",
         "mesh.glb": "the textured mesh, for Blender, game engines and browsers",
         "mesh_fine.ply": "the mesh before it was cut to size, for exports of other sizes",
         "edits.json": "what was cleaned, cropped, turned or scaled since",

@@ -1,4 +1,4 @@
-"""What films and reports read of a run: its scene, and RUN/cameras.json, so that they need no photos and no COLMAP.
+"""RUN/cameras.json: what films, meshes and reports know of a run's cameras without its photos and COLMAP.
 
 {"up": [3] | null, "ordered", "metric", "background": [3] 0..1 behind the scene,
  "views": [{"name", "split": "train" | "test", "width", "height", "K", "c2w"}], OpenCV frames, as everywhere
@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture
-from scene import edits, sh
+from scene import edits
 from scene.cameras import Camera
 from scene.edits import Edits
 from scene.errors import InputError
 from scene.files import read_json
-from scene.formats import load_mesh, load_splats
-from scene.gaussians import Gaussians
-from scene.mesh import Mesh
 from scene.runs import Run
 
 MAP_POINTS = 2500
@@ -109,39 +106,9 @@ def read_cameras(run: Run) -> RunCameras:
         raise InputError(f"{path} does not hold the cameras of a run ({error})") from error
 
 
-def load_scene(run: Run) -> Gaussians:
-    """The scene of a run. Raises InputError when training has not finished."""
-    if not (run.folder / "scene.ply").is_file():
-        raise InputError(f"{run.folder} has no scene.ply yet; let `maquette recon` go on with --resume first")
-    return load_splats(run.folder / "scene.ply")
-
-
-def edited_scene(run: Run) -> Gaussians:
-    """The scene of a run with RUN/edits.json applied: what exports, films and views show. Raises as `load_scene`."""
-    return edits.load(run.folder).of_gaussians(load_scene(run))
-
-
 def edited_cameras(run: Run) -> RunCameras:
     """The cameras of a run in the frame of its edited scene. Raises InputError as `read_cameras` does."""
     return read_cameras(run).edited(edits.load(run.folder))
-
-
-def edited_mesh(run: Run) -> Mesh:
-    """mesh.glb of a run, in the frame of its edited scene and cropped as that. Raises InputError when there is none."""
-    path = run.folder / "mesh.glb"
-    if not path.is_file():
-        raise InputError(f"{run.folder} has no mesh.glb; let `maquette recon` go on with --resume first")
-    up = read_cameras(run).up
-    mesh = load_mesh(path) if up is None else load_mesh(path, up=(float(up[0]), float(up[1]), float(up[2])))
-    return edits.load(run.folder).of_mesh(mesh)
-
-
-def sample_of_scene(scene: Gaussians) -> Tensor:
-    """Places and colours of the more opaque Gaussians, [P, 6], for the map of a source without a point cloud."""
-    solid = (scene.opacities > 0.5).nonzero()[:, 0]
-    solid = solid[:: max(1, math.ceil(len(solid) / MAP_POINTS))]
-    colors = (scene.sh_dc[solid] * sh.C0 + 0.5).clamp(0, 1) * 255
-    return torch.cat([scene.means[solid], colors], dim=1)
 
 
 def _camera(view: dict[str, Any]) -> Camera:

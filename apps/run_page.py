@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from apps.film import path_cameras
-from apps.options import job_of_run
 from apps.report_page import data_uri
-from apps.run_cameras import RunCameras, edited_cameras, edited_mesh, edited_scene
+from apps.run_cameras import RunCameras, edited_cameras
+from apps.run_scene import edited_mesh, edited_splats, splats_antialias, splats_file, splats_picture
 from apps.scene_page import MAX_BYTES, Look, scene_page, viewer_section
-from recon.gaussians import picture
 from scene.cameras import Camera
 from scene.errors import InputError
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh
+from scene.mesh_render import render_mesh
 from scene.runs import Run
 
 POSTER_SIZE = (992, 620)  # pixels; the place that the viewer has in a report
@@ -28,7 +28,7 @@ POSTER_SIZE = (992, 620)  # pixels; the place that the viewer has in a report
 class Shown:
     """What there is to show of a run."""
 
-    splats: Gaussians
+    splats: Gaussians | None
     mesh: Mesh | None
     seen: RunCameras
     start: Camera
@@ -71,13 +71,15 @@ def section_of_run(run: Run, *, max_bytes: int) -> str:
 
 
 def _shown(run: Run) -> Shown:
-    seen, splats = edited_cameras(run), edited_scene(run)
-    mesh, antialias = None, False
+    seen = edited_cameras(run)
+    splats, mesh, antialias = None, None, False
     if (run.folder / "mesh.glb").is_file():
         with contextlib.suppress(InputError):  # a damaged mesh does not hide the splats
             mesh = edited_mesh(run)
+    if mesh is None or splats_file(run).is_file():
+        splats = edited_splats(run)
     with contextlib.suppress(InputError):
-        antialias = job_of_run(run.folder).config.antialias
+        antialias = splats_antialias(run)
     return Shown(splats, mesh, seen, path_cameras(seen, frames=8)[0], antialias)
 
 
@@ -87,11 +89,18 @@ def _poster(shown: Shown) -> str:
 
     camera = _contained(shown.start, *POSTER_SIZE)
     background = torch.ones(3) if shown.look.light else torch.zeros(3)
-    with torch.no_grad():
-        rgb: Tensor = picture(shown.splats, camera, background, antialias=shown.antialias)
+    rgb = _drawn(shown, camera, background)
     buffer = io.BytesIO()
     Image.fromarray((rgb.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(buffer, "JPEG", quality=86)
     return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def _drawn(shown: Shown, camera: Camera, background: Tensor) -> Tensor:
+    """[H, W, 3] what the viewer shows first: the splats, or the mesh where there are none."""
+    if shown.splats is not None:
+        return splats_picture(shown.splats, camera, background, antialias=shown.antialias)
+    assert shown.mesh is not None
+    return render_mesh(shown.mesh, camera, background=background).rgb
 
 
 def _contained(camera: Camera, width: int, height: int) -> Camera:

@@ -22,8 +22,10 @@ from tyro.conf import Positional
 from apps.console import Watcher
 from apps.export import COLMAP_UP
 from apps.film import up_of
-from apps.options import is_run, job_of_run, parse
-from apps.run_cameras import RunCameras, edited_cameras, edited_mesh, edited_scene
+from apps.methods import words_of
+from apps.options import is_run, parse
+from apps.run_cameras import RunCameras, edited_cameras
+from apps.run_scene import SPLATS_FILE, about_splats, edited_mesh, edited_splats, splats_antialias, splats_file
 from apps.signals import StopSignal
 from scene.errors import InputError
 from scene.formats import FILE_UP, UP, kind_of, load_mesh, load_splats
@@ -85,7 +87,7 @@ class Source(Protocol):
 class RunSource:
     """A run folder: its scene, or its last checkpoint while it trains."""
 
-    FILES = ("scene.ply", "mesh.glb", "cameras.json", "edits.json", "checkpoint/latest.safetensors")
+    FILES = ("scene.ply", SPLATS_FILE, "mesh.glb", "cameras.json", "edits.json", "checkpoint/latest.safetensors")
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
@@ -105,15 +107,14 @@ class RunSource:
                 mesh = edited_mesh(run)
             splats, status = self._splats(run)
             if splats is None and mesh is None:
-                raise InputError(f"{self.path} has nothing to show yet; the first checkpoint comes within a minute")
-            antialias = bool(job_of_run(self.path).config.antialias)
-            return Content(splats, mesh, seen, up, antialias, status)
+                raise InputError(f"{self.path} has nothing to show yet; {self._when(run)}")
+            return Content(splats, mesh, seen, up, splats_antialias(run), status)
 
     def _splats(self, run: Run) -> tuple[Gaussians | None, str]:
-        if (run.folder / "scene.ply").is_file():
-            scene = edited_scene(run)
-            return scene, f"{len(scene):,} splats"
-        loaded = run.load_checkpoint()
+        if splats_file(run).is_file():
+            splats = edited_splats(run)
+            return splats, " · ".join(filter(None, (f"{len(splats):,} splats", about_splats(run))))
+        loaded = run.load_checkpoint() if run.config.get("method") == "gaussians" else None
         if loaded is None:
             return None, ""
         tensors, state = loaded
@@ -123,6 +124,13 @@ class RunSource:
         except (KeyError, ValueError) as error:
             raise InputError(f"the checkpoint of {run.folder} holds no splats ({error})") from error
         return splats, f"in training: step {state.get('step')} of {state.get('steps')}, {len(splats):,} splats"
+
+    def _when(self, run: Run) -> str:
+        """When there will be something to show."""
+        method = run.config.get("method")
+        if method == "gaussians":
+            return "the first checkpoint comes within a minute"
+        return f"the {words_of(method).scene} is shown once its training has ended"
 
 
 class FileSource:

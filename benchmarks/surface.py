@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from apps.run_cameras import RunCameras, load_scene, read_cameras
+from apps.run_cameras import RunCameras, read_cameras
+from apps.run_scene import scene_splats
 from benchmarks.common import HostLoad, record, table, write_json
 from data.sample import align_cameras, sample_photos, sample_truth
 from scene.cameras import Camera
@@ -185,7 +186,7 @@ def measure(mesh: Mesh, gaussians: Gaussians, seen: RunCameras, *, faces: int = 
 def judge_run(folder: Path, *, faces: int, save: Path | None) -> dict[str, Any]:
     """One row: the mesh of a finished run and what it is worth."""
     run = Run.open(folder, writing=False)
-    gaussians, seen = load_scene(run), read_cameras(run)
+    gaussians, seen = scene_splats(run), read_cameras(run)
     began = time.perf_counter()
     mesh = gaussians_to_mesh(gaussians, seen.train, MeshConfig(faces=0))
     seconds = time.perf_counter() - began

@@ -22,11 +22,21 @@ from torch import Tensor
 from data.captures import Capture, PointCloud
 from recon.evaluation import evaluate
 from recon.exposure import Exposures
+from recon.gaussians_scene import (
+    SCENE_FILE,
+    counts,
+    learns_exposure,
+    load_scene,
+    picture,
+    save_scene,
+    surface_frame,
+    to_gaussians,
+)
 from recon.gaussians_state import (
     Checkpoint,
     Trainer,
     brightest,
-    check_rasterizer,
+    check,
     checkpoint_of,
     explain,
     restored,
@@ -35,7 +45,6 @@ from recon.gaussians_state import (
 )
 from recon.initial_points import initial_points, scene_extent
 from recon.photo_cache import PhotoCache
-from scene.cameras import Camera
 from scene.densify import Edit, add_position_noise, gradient_refine, mcmc_refine, reset_opacities
 from scene.errors import InputError, Interrupted, ResourceError, is_out_of_memory
 from scene.gaussians import Gaussians
@@ -44,11 +53,25 @@ from scene.ops.composite import composite
 from scene.ops.photometric_loss import photometric_loss_and_grad
 from scene.ops.position_noise import scatter_means
 from scene.ops.splat_step import AdamState, Rates, SplatStep
-from scene.rasterize import RasterSettings, render
 from scene.runs import StepReport
 from scene.untrusted import MAX_SPLATS
 
-__all__ = ["PRESETS", "Checkpoint", "Config", "check_rasterizer", "explain", "learns_exposure", "picture", "train"]
+__all__ = [
+    "PRESETS",
+    "SCENE_FILE",
+    "Checkpoint",
+    "Config",
+    "check",
+    "counts",
+    "explain",
+    "learns_exposure",
+    "load_scene",
+    "picture",
+    "save_scene",
+    "surface_frame",
+    "to_gaussians",
+    "train",
+]  # what every method has: see apps/methods.py
 
 
 @dataclass(frozen=True)
@@ -411,18 +434,6 @@ def moments_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if short else torch.float32
 
 
-def learns_exposure(capture: Capture, config: Config) -> bool:
-    """Whether each photo gets its own exposure: on request, or for anything but rendered pictures with alpha."""
-    rendered = capture.kind == "blender" or all(view.has_alpha for view in capture.views)
-    return config.exposure == "on" or (config.exposure == "auto" and not rendered)
-
-
-def picture(gaussians: Gaussians, camera: Camera, background: Tensor, *, antialias: bool = False) -> Tensor:
-    """The Gaussians as `camera` sees them over `background` [3]: [H, W, 3], for evaluation and previews."""
-    background = background.to(gaussians.means)
-    return render(gaussians, camera, background=background, settings=RasterSettings(antialias=antialias)).rgb
-
-
 def _watch(trainer: Trainer, p: float) -> None:
     """PSNR of a few held-out views at every tenth of the run, for the curve in the report; nothing is learned."""
     if int(p * 10) == trainer.watched:
@@ -432,9 +443,7 @@ def _watch(trainer: Trainer, p: float) -> None:
     scores = [
         score.psnr
         for score in evaluate(
-            lambda camera, background: picture(
-                trainer.step.gaussians, camera, background, antialias=trainer.config.antialias
-            ),
+            lambda camera, background: picture(trainer.step.gaussians, camera, background, trainer.config),
             trainer.capture,
             exposure=trainer.exposures is not None,
             indices=tuple(few),

@@ -95,7 +95,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
     return Checkpoint({name: value.cpu() for name, value in tensors.items()}, state)
 
 
-def check_rasterizer(config: Config, device: torch.device) -> None:
+def check(config: Config, device: torch.device) -> None:
     """Raises InputError when the rasterizer asked for cannot be used on `device`."""
     if config.rasterizer == "gsplat":
         gsplat_raster.check(device)
@@ -108,7 +108,7 @@ def explain(config: Config, device: torch.device) -> str:
 
 def step_of(gaussians: Gaussians, adam: AdamState, config: Config) -> SplatStep:
     """A training step by the rasterizer asked for."""
-    check_rasterizer(config, gaussians.means.device)
+    check(config, gaussians.means.device)
     if config.rasterizer == "gsplat":
         return SplatStep(gaussians, adam, gsplat_raster.GsplatPass())
     return SplatStep(gaussians, adam)

@@ -141,6 +141,16 @@ class Edits:
                 c2w = torch.cat([torch.cat([c2w[:3, :3], _factor(edit) * c2w[:3, 3:]], dim=1), c2w[3:]])
         return replace(camera, c2w=c2w.to(camera.c2w))
 
+    def camera_before(self, camera: Camera) -> Camera:
+        """The camera that sees in the scene as it was trained what this one sees in the edited scene."""
+        c2w = camera.c2w.double()
+        for edit in reversed(self.items):
+            if isinstance(edit, Up):
+                c2w = _similarity(edit).T.to(c2w) @ c2w
+            elif isinstance(edit, Scale | Measure):
+                c2w = torch.cat([torch.cat([c2w[:3, :3], c2w[:3, 3:] / _factor(edit)], dim=1), c2w[3:]])
+        return replace(camera, c2w=c2w.to(camera.c2w))
+
     def of_points(self, points: Tensor) -> Tensor:
         """[Q, 3 + K] those of the points [P, 3 + K] that are left, moved; what follows the coordinates comes along."""
         for edit in self.items:

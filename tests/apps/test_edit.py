@@ -13,7 +13,8 @@ from PIL import Image
 
 from apps import edit, film
 from apps.options import parse_recon
-from apps.run_cameras import edited_cameras, edited_mesh, edited_scene, load_scene, read_cameras
+from apps.run_cameras import edited_cameras, read_cameras
+from apps.run_scene import edited_mesh, edited_splats, scene_splats
 from scene import edits
 from scene.errors import InputError
 from scene.formats import save_mesh, save_splats
@@ -57,7 +58,7 @@ def test_edits_are_seen_by_all_and_the_trained_files_stay(run: Run, capsys: pyte
     before = [(run.folder / name).read_bytes() for name in names]
     asked(run, "--up", "-x", "--scale", "4")
     assert [(run.folder / name).read_bytes() for name in names] == before
-    plain, turned = load_scene(run), edited_scene(run)
+    plain, turned = scene_splats(run), edited_splats(run)
     assert len(plain) == len(turned)
     assert torch.allclose(turned.means[:, 2], -4 * plain.means[:, 0], atol=1e-4)
     seen = edited_cameras(run)
@@ -84,14 +85,14 @@ def test_a_film_along_the_photos_shows_the_edited_scene_from_the_edited_cameras(
 
 
 def test_floaters_are_removed_scored_and_brought_back(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    count = len(load_scene(run))
+    count = len(scene_splats(run))
     asked(run, "--floaters")
     said = capsys.readouterr().err
     assert "float in free space" in said and "Floaters now send 0.0" in said
-    assert count - 60 < len(edited_scene(run)) <= count - 0.95 * PLANTED
+    assert count - 60 < len(edited_splats(run)) <= count - 0.95 * PLANTED
     while edits.load(run.folder):
         asked(run, "--undo")
-    assert len(edited_scene(run)) == count and edits.load(run.folder) == edits.Edits()
+    assert len(edited_splats(run)) == count and edits.load(run.folder) == edits.Edits()
     with pytest.raises(InputError, match="no edits"):
         asked(run, "--undo")
 
@@ -102,7 +103,7 @@ def test_several_edits_in_one_call_and_the_list_of_them(run: Run, capsys: pytest
     asked(run)
     said = capsys.readouterr().err
     assert "1. scaled by 2.5" in said and "2. cropped to the box from (-2, -2, -0.1) to (2, 2, 4)" in said
-    means = edited_scene(run).means
+    means = edited_splats(run).means
     assert (means >= torch.tensor([-2, -2, -0.1])).all() and float(means[:, 2].max()) == pytest.approx(2.5, abs=0.3)
     assert json.loads((run.folder / "edits.json").read_text())["format"] == 1
 
@@ -113,7 +114,7 @@ def test_automatic_up_levels_the_ground(run: Run, capsys: pytest.CaptureFixture[
     edits.save(run.folder, edits.Edits().then(edits.Up((0.12, -0.1, 1.0))))  # a scene that stands askew
     asked(run, "--up", "auto")
     assert "ground's normal" in capsys.readouterr().err
-    scene = edited_scene(run)
+    scene = edited_splats(run)
     floor = scene.means[4000:12100]
     assert float(floor[:, 2].max() - floor[:, 2].min()) < 0.02
 

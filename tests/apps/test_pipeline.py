@@ -18,7 +18,8 @@ from apps.console import JsonLines
 from apps.film import path_cameras, write_film
 from apps.judge import ERROR_AT_WHITE, error_picture, table
 from apps.options import job_of_run, parse_recon
-from apps.run_cameras import load_scene, read_cameras
+from apps.run_cameras import read_cameras
+from apps.run_scene import scene_splats
 from apps.signals import StopSignal
 from recon import gaussians, sfm
 from scene.errors import CamerasError, InputError, Interrupted, ResourceError
@@ -66,7 +67,7 @@ def test_a_run_holds_what_the_contract_names(finished: Path) -> None:
     assert (metrics["views_total"], metrics["views_registered"], metrics["holdout_views"]) == (19, 19, 3)
     assert metrics["steps"] == 400
     assert metrics["psnr"] > 17  # a ball on white that was not learned at all gives about 10
-    assert metrics["primitives"] == len(load_scene(Run.open(finished, writing=False)))
+    assert metrics["primitives"] == len(scene_splats(Run.open(finished, writing=False)))
     mesh = load_mesh(finished / "mesh.glb")
     assert metrics["mesh_faces"] == len(mesh.faces) <= 2_000  # as FAST asks
     assert mesh.material is not None and mesh.uvs is not None
@@ -123,12 +124,12 @@ def breaking(monkeypatch: pytest.MonkeyPatch, name: str, module: Any = pipeline)
     monkeypatch.setattr(module, name, full)
 
 
-@pytest.mark.parametrize("stage", ["write_cameras", "save_splats", "judge", "save_mesh", "write_film", "write_report"])
+@pytest.mark.parametrize("stage", ["write_cameras", "save_scene", "judge", "save_mesh", "write_film", "write_report"])
 def test_whatever_stage_fails_a_resume_gives_the_undisturbed_outcome(
     ball: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     with monkeypatch.context() as patch:
-        breaking(patch, stage)
+        breaking(patch, stage, gaussians if stage == "save_scene" else pipeline)
         with pytest.raises(ResourceError):
             reconstruct(ball, tmp_path / "run")
     resumed(tmp_path / "run")
@@ -191,7 +192,7 @@ def test_no_surface_is_told_and_the_rest_goes_on(ball: Path, tmp_path: Path, mon
     def nothing(*arguments: Any, **more: Any) -> Any:
         raise InputError("the cameras agree on no surface")
 
-    monkeypatch.setattr(pipeline, "gaussians_to_mesh", nothing)
+    monkeypatch.setattr(pipeline, "surface_to_mesh", nothing)
     run = reconstruct(ball, tmp_path / "run", "--steps", "20")
     assert not (run / "mesh.glb").exists()
     assert "mesh_faces" not in json.loads((run / "metrics.json").read_text())

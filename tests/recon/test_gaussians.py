@@ -33,7 +33,7 @@ def held_out_psnr(gaussians: Gaussians, capture: Capture) -> float:
     scores = [
         score.psnr
         for score in evaluate(
-            lambda camera, background: picture(gaussians, camera, background), capture, exposure=False
+            lambda camera, background: picture(gaussians, camera, background, Config()), capture, exposure=False
         )
     ]
     return sum(scores) / len(scores)

@@ -35,6 +35,12 @@ def test_the_edited_camera_sees_the_edited_scene_as_before(kind):
     assert before.std() > 0.05
 
 
+def test_the_camera_before_undoes_the_edited_one():
+    camera = a_camera(dtype=torch.float64)
+    assert (ALL.camera_before(ALL.of_camera(camera)).c2w - camera.c2w).abs().max() < 1e-12
+    assert (ALL.of_camera(camera).c2w - camera.c2w).abs().max() > 0.1
+
+
 def test_meshes_points_and_splats_end_in_the_same_places():
     scene = random_gaussians(300)
     faces = np.arange(300, dtype=np.int32).reshape(-1, 3)

@@ -257,7 +257,7 @@ def test_a_short_training_gives_the_same_bits_under_any_schedule(host_gpu, tmp_p
         assert torch.equal(a, b)
 
     def psnr(gaussians: Gaussians) -> float:
-        scores = evaluate(lambda camera, back: picture(gaussians, camera, back), capture, exposure=False)
+        scores = evaluate(lambda camera, back: picture(gaussians, camera, back, config), capture, exposure=False)
         return float(torch.tensor([score.psnr for score in scores]).mean())
 
     # Refinement draws by opacity, where roundings decide: the two trainings are alike, not equal.

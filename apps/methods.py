@@ -1,0 +1,161 @@
+"""What a reconstruction method is to the doors: a module with these functions, and the words people have for its parts.
+
+`METHODS` in `apps/options.py` names the modules. Nothing here knows how any of them works.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from apps.options import METHODS
+from data.captures import Capture
+from scene.cameras import Camera
+from scene.depth_fusion import DepthFrame
+from scene.errors import InputError
+from scene.gaussians import Gaussians
+from scene.runs import StepReport
+
+Progress = Callable[[int, int, str], None]
+
+
+class Checkpoint(Protocol):
+    """What training needs to go on: tensors, and a JSON-able state with at least "step", "steps" and "seconds"."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Everything large."""
+        ...
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Everything else."""
+        ...
+
+
+class Method(Protocol):
+    """The module of a method. A scene is whatever its `train` returns; it has `to(device=...)`."""
+
+    PRESETS: Mapping[str, Mapping[str, Any]]  # changes to Config() by the preset's name
+    SCENE_FILE: str  # name in the run folder
+
+    def Config(self) -> Any:
+        """The method's options: a frozen dataclass whose fields are the flags."""
+        ...
+
+    def Checkpoint(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> Checkpoint:
+        """A checkpoint as it was read."""
+        ...
+
+    def train(
+        self,
+        capture: Capture,
+        config: Any,
+        *,
+        device: torch.device | str,
+        max_seconds: float | None,
+        on_step: Callable[[StepReport], None],
+        save: Callable[[Checkpoint], None],
+        decide: Callable[[str], None],
+        resume: Checkpoint | None,
+        stop: Callable[[], bool],
+    ) -> Any:
+        """A scene on `device`; the errors are those of `recon.gaussians.train`."""
+        ...
+
+    def check(self, config: Any, device: torch.device) -> None:
+        """Raises InputError when this cannot be trained on `device`."""
+        ...
+
+    def explain(self, config: Any, device: torch.device) -> str:
+        """One line: what computes on `device`, its first word being the backend."""
+        ...
+
+    def learns_exposure(self, capture: Capture, config: Any) -> bool:
+        """Whether each photo gets its own exposure, in training and when it is judged."""
+        ...
+
+    def save_scene(self, path: Path, scene: Any) -> None:
+        """Write SCENE_FILE, whole or not at all."""
+        ...
+
+    def load_scene(self, path: Path) -> Any:
+        """Read SCENE_FILE onto the CPU. Raises InputError: the file is not trusted."""
+        ...
+
+    def picture(self, scene: Any, camera: Camera, background: Tensor, config: Any) -> Tensor:
+        """[H, W, 3] on the scene's device, without gradients."""
+        ...
+
+    def surface_frame(self, scene: Any, camera: Camera, config: Any) -> DepthFrame:
+        """Colour and depth of the surface."""
+        ...
+
+    def counts(self, scene: Any) -> tuple[int, int]:
+        """Primitives and parameters."""
+        ...
+
+    def to_gaussians(self, scene: Any, cameras: Sequence[Camera], config: Any, *, progress: Progress) -> Gaussians:
+        """The scene as splats that the cameras see alike; for Gaussians the scene itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a report speaks of a method: its name, its scene, what the scene is made of, and its file."""
+
+    name: str
+    scene: str
+    pieces: str
+    counted: str  # pieces, on the card that counts them
+    file: str
+
+
+WORDS: dict[str, Words] = {
+    "gaussians": Words(
+        "3D Gaussian Splatting", "splats", "splats", "Gaussians", "the Gaussians, in the 3DGS format that viewers read"
+    ),
+    "dvgo": Words("DVGO", "voxel grid", "voxels", "voxels", "the voxel grid with its colour network"),
+    "dot": Words("DOT", "octree", "leaves", "octree leaves", "the octree, in the layout of PlenOctrees"),
+}
+UNKNOWN = Words("unknown method", "scene", "parts", "parts", "the scene")
+
+
+def method_of(name: Any) -> Method:
+    """The module of a method. Raises InputError when there is none of this name."""
+    if not isinstance(name, str) or name not in METHODS:
+        raise InputError(f"there is no method {str(name)[:40]!r} in this version; there are {', '.join(METHODS)}")
+    return cast(Method, importlib.import_module(METHODS[name]))
+
+
+def words_of(name: Any) -> Words:
+    """The words for a method; plain ones where it is not known."""
+    return WORDS.get(name, UNKNOWN) if isinstance(name, str) else UNKNOWN
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained scene together with the method and the options that made it."""
+
+    method: str
+    module: Method
+    config: Any
+    scene: Any
+
+    def to(self, device: torch.device | str) -> Trained:
+        """The same on another device."""
+        return Trained(self.method, self.module, self.config, self.scene.to(device=device))
+
+    def picture(self, camera: Camera, background: Tensor) -> Tensor:
+        """[H, W, 3] what a camera sees over `background` [3], on the scene's device."""
+        return self.module.picture(self.scene, camera, background, self.config)
+
+    def surface(self, camera: Camera) -> DepthFrame:
+        """Colour and depth of the surface that a camera sees."""
+        return self.module.surface_frame(self.scene, camera, self.config)

@@ -1,0 +1,64 @@
+"""Splats made of a run's scene that is something else: RUN/splats.ply, and what they lose against it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from statistics import fmean
+
+import torch
+
+from apps.methods import Progress, Trained, words_of
+from apps.run_cameras import read_cameras
+from apps.run_scene import SPLATS_FILE, splats_picture
+from data.captures import Capture
+from recon.evaluation import evaluate
+from scene.cameras import Camera
+from scene.formats import load_splats, save_splats
+from scene.gaussians import Gaussians
+from scene.mesh_extraction import evenly
+from scene.metrics import psnr
+from scene.runs import Run
+
+COMPARED_VIEWS = 8  # with the scene's own pictures, where no photo was held out
+
+
+def make_splats(run: Run, capture: Capture, trained: Trained, progress: Progress) -> None:
+    """Write splats.ply and record how well it shows held-out photos, beside the scene itself.
+
+    Raises InputError when the scene gives no splats.
+    """
+    began = time.monotonic()
+    cameras = read_cameras(run).train
+    splats = trained.module.to_gaussians(trained.scene, cameras, trained.config, progress=progress)
+    save_splats(run.folder / SPLATS_FILE, splats.to(device="cpu"))
+    splats = load_splats(run.folder / SPLATS_FILE)
+    scene = words_of(trained.method).scene
+    scores = {}
+    if capture.test:
+        scores["psnr"] = held_out(splats, capture, trained)
+        if (before := run.metrics.get("psnr")) is not None:
+            scores["cost_db"] = before - scores["psnr"]
+        run.event(f"{len(splats):,} splats made of the {scene}: {scores['psnr']:.2f} dB on held-out photos")
+    else:
+        scores["alike_db"] = likeness(splats, trained, evenly(cameras, COMPARED_VIEWS))
+        run.event(f"{len(splats):,} splats made of the {scene}: {scores['alike_db']:.2f} dB from its own pictures")
+    run.finish("splats", seconds=time.monotonic() - began, splats=len(splats), **scores)
+
+
+def held_out(splats: Gaussians, capture: Capture, trained: Trained) -> float:
+    """Mean PSNR of the splats on held-out photos, judged as the scene was."""
+    exposure = trained.module.learns_exposure(capture, trained.config)
+    draw = partial(splats_picture, splats, antialias=False)
+    return fmean(score.psnr for score in evaluate(draw, capture, exposure=exposure))
+
+
+def likeness(splats: Gaussians, trained: Trained, cameras: Sequence[Camera]) -> float:
+    """Mean PSNR of the splats' pictures against the scene's own."""
+    black = torch.zeros(3)
+    pairs = [
+        (splats_picture(splats, camera, black, antialias=False), trained.picture(camera, black).cpu())
+        for camera in cameras
+    ]
+    return fmean(float(psnr(drawn, own)) for drawn, own in pairs)
