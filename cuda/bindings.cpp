@@ -13,8 +13,14 @@ NB_MODULE(MAQUETTE_MODULE, m) {
           "Number of threads the kernels use, the calling one included.");
     m.def("threads", &maquette::threads);
     maquette::bind_adam(m);
+    maquette::bind_color_mlp(m);
     maquette::bind_composite(m);
     maquette::bind_photometric_loss(m);
+    maquette::bind_volume_loss(m);
+    maquette::bind_total_variation(m);
+    maquette::bind_masked_adam(m);
+    maquette::bind_octree_render(m);
+    maquette::bind_octree_train(m);
     maquette::bind_splat_blend(m);
     maquette::bind_splat_project(m);
     maquette::bind_splat_update(m);

@@ -9,8 +9,14 @@ template <typename T, typename... Shape>
 using Array = nanobind::ndarray<T, nanobind::device::cpu, nanobind::c_contig, Shape...>;
 
 void bind_adam(nanobind::module_& m);
+void bind_color_mlp(nanobind::module_& m);
 void bind_composite(nanobind::module_& m);
 void bind_photometric_loss(nanobind::module_& m);
+void bind_volume_loss(nanobind::module_& m);
+void bind_total_variation(nanobind::module_& m);
+void bind_masked_adam(nanobind::module_& m);
+void bind_octree_render(nanobind::module_& m);
+void bind_octree_train(nanobind::module_& m);
 void bind_splat_blend(nanobind::module_& m);
 void bind_splat_project(nanobind::module_& m);
 void bind_splat_update(nanobind::module_& m);
