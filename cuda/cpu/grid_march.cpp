@@ -89,12 +89,13 @@ class Walk {
             const int here = count - first < N ? count - first : N;
             int found = 0;
             for (int lane = 0; lane < here; ++lane) {
-                const int i = int(x[lane] + T(0.5)), j = int(y[lane] + T(0.5)), k = int(z[lane] + T(0.5));
-                const bool inside = x[lane] >= T(-0.5) && y[lane] >= T(-0.5) && z[lane] >= T(-0.5) &&
-                                    unsigned(i) < unsigned(grid_.size.x) && unsigned(j) < unsigned(grid_.size.y) &&
-                                    unsigned(k) < unsigned(grid_.size.z);
+                const bool taken = !rays_.distances || apart(lane);
+                int i, j, k;
+                const bool inside = nearest_on_axis(x[lane], grid_.size.x, i) &&
+                                    nearest_on_axis(y[lane], grid_.size.y, j) &&
+                                    nearest_on_axis(z[lane], grid_.size.z, k);
                 which[found] = lane;
-                found += inside && (!rays_.distances || apart(lane)) && grid_.holds(i, j, k);
+                found += taken && inside && grid_.holds(i, j, k);
             }
             if (found && !visit(first, found)) return;
         }

@@ -11,7 +11,7 @@ template <typename S>
 MQ_HD S softplus(const S& x) {
     const S e = exp(minimum(x, S(30))), u = S(1) + e;
     const S small = select(u > S(1), log(u) * (e / maximum(u - S(1), S(1e-30))), e);
-    return select(x > S(20), x, small);
+    return select(x < S(20), small, x);  // NaN stays NaN
 }
 
 // 1 - e^-x for x >= 0, with all digits where x is small.

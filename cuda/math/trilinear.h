@@ -34,6 +34,15 @@ MQ_HD Cell<T> cell_at(T x, T y, T z, const GridSize& size) {
     return cell;
 }
 
+// One axis: the voxel nearest to a place, the upper one of two; false where the place lies beyond them all or is NaN.
+template <typename T>
+MQ_HD bool nearest_on_axis(T place, int size, int& index) {
+    const T up = place + T(0.5);
+    const bool inside = up >= T(0) && up < T(size);
+    index = int(inside ? up : T(0));
+    return inside;
+}
+
 // Linear index of a corner, bit 2, 1, 0 of `corner`: upper in x, y, z. A grid of one plane has only lower corners.
 MQ_HD long long corner_index(int x, int y, int z, int corner, const GridSize& size) {
     const int i = x + (corner >> 2 & 1), j = y + (corner >> 1 & 1), k = z + (corner & 1);
