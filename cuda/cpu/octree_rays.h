@@ -1,0 +1,193 @@
+// What the octree kernels are given, packets of rays of an image or of a list, and the colours of leaves.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <optional>
+
+#include "cpu/bindings.h"
+#include "cpu/octree_walk.h"
+
+namespace maquette {
+
+constexpr std::int64_t kPacketsPerTask = 64;
+
+// The rays of a pinhole camera through all pixel centres, or R given ones; see scene/ops/octree_render.py.
+template <typename T>
+struct OctreeRays {
+    const T* origins = nullptr;  // [R, 3], or none: then the camera
+    const T* directions = nullptr;
+    T focal[2], center[2], rotation[9], eye[3];
+    std::int64_t width = 0, height = 0, rays = 0;
+
+    static constexpr int kRays = OctreePacket<T>::kRays;
+    static constexpr int kTileWidth = kRays >= 8 ? 4 : kRays >= 4 ? 2 : 1, kTileHeight = kRays / kTileWidth;
+
+    std::int64_t tiles_across() const { return (width + kTileWidth - 1) / kTileWidth; }
+    std::int64_t packets() const {
+        if (origins) return (rays + kRays - 1) / kRays;
+        return tiles_across() * ((height + kTileHeight - 1) / kTileHeight);
+    }
+
+    // The rays of a packet and their numbers; returns how many there are. Absent lanes repeat the first ray.
+    int fill(std::int64_t number, OctreePacket<T>& packet, std::int32_t* ids) const {
+        int used = 0;
+        if (origins) {
+            for (std::int64_t ray = number * kRays; ray < rays && used < kRays; ++ray, ++used) {
+                ids[used] = std::int32_t(ray);
+                for (int axis = 0; axis < 3; ++axis) {
+                    packet.origin[axis][used] = origins[3 * ray + axis];
+                    packet.direction[axis][used] = directions[3 * ray + axis];
+                }
+            }
+        } else {
+            const std::int64_t left = number % tiles_across() * kTileWidth, top = number / tiles_across() * kTileHeight;
+            for (std::int64_t y = top; y < top + kTileHeight && y < height; ++y)
+                for (std::int64_t x = left; x < left + kTileWidth && x < width; ++x, ++used) {
+                    ids[used] = std::int32_t(y * width + x);
+                    const T u = (T(x) + T(0.5) - center[0]) / focal[0], v = (T(y) + T(0.5) - center[1]) / focal[1];
+                    for (int axis = 0; axis < 3; ++axis) {
+                        packet.origin[axis][used] = eye[axis];
+                        packet.direction[axis][used] =
+                            rotation[3 * axis] * u + rotation[3 * axis + 1] * v + rotation[3 * axis + 2];
+                    }
+                }
+        }
+        for (int lane = used; lane < kRays; ++lane)
+            for (int axis = 0; axis < 3; ++axis) {
+                packet.origin[axis][lane] = packet.origin[axis][0];
+                packet.direction[axis][lane] = packet.direction[axis][0];
+            }
+        return used;
+    }
+};
+
+template <typename T>
+struct OctreeScene {
+    OctreeIndex index;
+    OctreeFrame<T> frame;
+    const T* data;  // [leaves, width]
+    std::int64_t leaves;
+    int width;
+    OctreeRays<T> rays;
+    OctreeLimits<T> limits;
+};
+
+// exp2 and 1 / a of a register, and of one number.
+MQ_INLINE Floats sigmoid_of(Floats x) {
+    return reciprocal(Floats(1.0f) + exp2(minimum(x * Floats(-1.44269504f), Floats(126.0f))));
+}
+
+// Basis functions of the lanes' directions and colours of what they hit.
+template <typename T, int Degree>
+struct OctreeShade {
+    static constexpr int kRays = OctreePacket<T>::kRays, kBasis = sh_count(Degree), kWidth = 3 * kBasis + 1;
+    using Four = Lanes<T, 4>;
+    T basis[kBasis][kRays];
+
+    void look(const OctreePacket<T>& packet) {
+        if constexpr (sizeof(T) == 4) {
+            Vec3<Floats> d{Floats::load(packet.direction[0]), Floats::load(packet.direction[1]),
+                           Floats::load(packet.direction[2])};
+            const Floats inverse = Floats(1.0f) / sqrt(maximum(dot(d, d), Floats(1e-30f)));
+            Floats b[kBasis];
+            sh_basis<Degree>(inverse * d, b);
+            for (int k = 0; k < kBasis; ++k) b[k].store(basis[k]);
+        } else {
+            const Vec3<T> d{packet.direction[0][0], packet.direction[1][0], packet.direction[2][0]};
+            const T inverse = T(1) / std::sqrt(std::max(dot(d, d), T(1e-30)));
+            T b[kBasis];
+            sh_basis<Degree>(inverse * d, b);
+            for (int k = 0; k < kBasis; ++k) basis[k][0] = b[k];
+        }
+    }
+
+    void color(const T* data, OctreeHits<T>& hits) const {
+        T* logits = hits.color.resize(std::size_t(4 * hits.count + 16));
+        for (std::int64_t i = 0; i < hits.count; ++i) {
+            const T* row = data + std::int64_t(hits.row[i]) * kWidth;
+            const T* y = &basis[0][hits.lane[i]];
+            Four sum = Four(y[0]) * Four::load(row);  // the fourth number belongs to the next coefficient, or is sigma
+            for (int k = 1; k < kBasis; ++k) sum += Four(y[k * kRays]) * Four::load(row + 3 * k);
+            sum.store(logits + 4 * i);
+        }
+        if constexpr (sizeof(T) == 4) {
+            for (std::int64_t i = 0; i < 4 * hits.count; i += Floats::count)
+                sigmoid_of(Floats::load(logits + i)).store(logits + i);
+        } else {
+            for (std::int64_t i = 0; i < 4 * hits.count; ++i) logits[i] = sigmoid(logits[i]);
+        }
+    }
+
+    // Sums of weight times colour by lane, [kRays, 4].
+    void blend(const OctreeHits<T>& hits, T* sums) const {
+        std::fill(sums, sums + 4 * kRays, T(0));
+        for (std::int64_t i = 0; i < hits.count; ++i) {
+            T* sum = sums + 4 * hits.lane[i];
+            (Four::load(sum) + Four(hits.weight[i]) * Four::load(hits.color.data() + 4 * i)).store(sum);
+        }
+    }
+};
+
+// Calls body(std::integral_constant<int, degree>) for a leaf table of this width. False when no degree has it.
+template <typename Body>
+bool with_degree(int width, const Body& body) {
+    switch (width) {
+        case 4: body(std::integral_constant<int, 0>()); return true;
+        case 13: body(std::integral_constant<int, 1>()); return true;
+        case 28: body(std::integral_constant<int, 2>()); return true;
+        case 49: body(std::integral_constant<int, 3>()); return true;
+        default: return false;
+    }
+}
+
+template <typename T>
+using Table = Array<T, nanobind::shape<-1, -1>>;
+template <typename T>
+using Numbers = Array<T, nanobind::shape<-1>>;
+template <typename T>
+using Maybe = std::optional<T>;
+
+// What Python passes for every octree kernel, checked.
+template <typename T>
+OctreeScene<T> octree_scene(const Numbers<const std::int32_t>& top, const Table<const std::int32_t>& nodes,
+                            const Numbers<const std::int32_t>& shape, const Numbers<const double>& frame,
+                            const Table<const T>& data, const Maybe<Table<const T>>& origins,
+                            const Maybe<Table<const T>>& directions, const Maybe<Numbers<const double>>& camera,
+                            std::int64_t width, std::int64_t height, double stop, double least) {
+    OctreeScene<T> scene;
+    if (shape.shape(0) != 8 || frame.shape(0) != 6 || nodes.shape(1) != 64)
+        throw nanobind::value_error("shape must have 8 numbers, frame 6 and nodes 64 a row");
+    const std::int32_t* s = shape.data();
+    scene.index = {top.data(), nodes.data(), s[0], s[1], {s[2], s[3], s[4]}, {s[5], s[6], s[7]}};
+    if (s[0] < 0 || s[0] > 10 || s[1] < s[0] || s[1] > 16 || top.shape(0) != std::size_t(1) << 3 * s[0])
+        throw nanobind::value_error("top must be a grid of 2^top_level cells a side");
+    const double cells = std::ldexp(1.0, s[1]);
+    for (int axis = 0; axis < 3; ++axis) {
+        scene.frame.offset[axis] = T(frame.data()[axis] * cells);
+        scene.frame.scale[axis] = T(frame.data()[3 + axis] * cells);
+    }
+    scene.data = data.data();
+    scene.leaves = std::int64_t(data.shape(0));
+    scene.width = int(data.shape(1));
+    scene.limits = {T(stop), T(least)};
+    OctreeRays<T>& rays = scene.rays;
+    if (origins && directions) {
+        if (origins->shape(1) != 3 || directions->shape(1) != 3 || origins->shape(0) != directions->shape(0))
+            throw nanobind::value_error("origins and directions must be [R, 3]");
+        rays.origins = origins->data(), rays.directions = directions->data();
+        rays.rays = std::int64_t(origins->shape(0));
+    } else if (camera && camera->shape(0) == 16) {
+        const double* c = camera->data();  // fx, fy, cx, cy, then c2w by rows
+        rays.focal[0] = T(c[0]), rays.focal[1] = T(c[1]), rays.center[0] = T(c[2]), rays.center[1] = T(c[3]);
+        for (int row = 0; row < 3; ++row) {
+            for (int column = 0; column < 3; ++column) rays.rotation[3 * row + column] = T(c[4 + 4 * row + column]);
+            rays.eye[row] = T(c[4 + 4 * row + 3]);
+        }
+        rays.width = width, rays.height = height, rays.rays = width * height;
+    } else {
+        throw nanobind::value_error("expected origins and directions, or a camera of 16 numbers");
+    }
+    return scene;
+}
+
+}  // namespace maquette

@@ -1,0 +1,114 @@
+// Pictures of an octree. Maths: math/octree.h; scene/ops/octree_render.py says what goes in and out.
+#include <nanobind/stl/optional.h>
+
+#include <vector>
+
+#include "cpu/octree_rays.h"
+#include "cpu/parallel.h"
+
+namespace nb = nanobind;
+
+namespace maquette {
+namespace {
+
+constexpr double kLastLightSeen = 0.5;  // the median depth is where less than this is left
+
+template <typename T>
+struct Pictures {
+    T *rgb, *last, *depth, *median;  // depth and median may be null
+    bool whole;                      // colours of rays that were ended early are raised to what they stand for
+};
+
+// Expected depth: mean of the middles of the pieces; 0 where nothing is met. Median: within the leaf, by its density.
+template <typename T>
+void measure(const OctreeHits<T>& hits, const std::int32_t* ids, int used, const Pictures<T>& out) {
+    T weights[OctreePacket<T>::kRays] = {};
+    for (int lane = 0; lane < used; ++lane) out.depth[ids[lane]] = out.median[ids[lane]] = T(0);
+    for (std::int64_t i = 0; i < hits.count; ++i) {
+        const int lane = hits.lane[i], ray = ids[lane];
+        const T weight = hits.weight[i], after = hits.after[i], before = after + weight;
+        weights[lane] += weight;
+        out.depth[ray] += weight * (hits.t[i] + T(0.5) * hits.dt[i]);
+        if (before >= T(kLastLightSeen) && after < T(kLastLightSeen)) {
+            const T share = after > T(0) ? std::log(before / T(kLastLightSeen)) / std::log(before / after) : T(0);
+            out.median[ray] = hits.t[i] + std::min(share, T(1)) * hits.dt[i];
+        }
+    }
+    for (int lane = 0; lane < used; ++lane)
+        if (weights[lane] > T(0)) out.depth[ids[lane]] /= weights[lane];
+}
+
+template <typename T, int Degree>
+void render(const OctreeScene<T>& scene, const Pictures<T>& out) {
+    const std::int64_t packets = scene.rays.packets();
+    struct Worker {
+        OctreePacket<T> packet;
+        OctreeShade<T, Degree> shade;
+        OctreeHits<T> hits;
+    };
+    std::vector<Worker> workers(static_cast<std::size_t>(threads()));
+    parallel_tasks((packets + kPacketsPerTask - 1) / kPacketsPerTask, [&](std::int64_t task, int worker) {
+        auto& [packet, shade, hits] = workers[std::size_t(worker)];
+        std::int32_t ids[OctreePacket<T>::kRays];
+        T sums[4 * OctreePacket<T>::kRays];
+        const std::int64_t end = std::min(packets, (task + 1) * kPacketsPerTask);
+        for (std::int64_t number = task * kPacketsPerTask; number < end; ++number) {
+            const int used = scene.rays.fill(number, packet, ids);
+            hits.count = 0;
+            packet.walk(scene.index, scene.frame, scene.data, scene.width, scene.limits, used, hits);
+            if (hits.count) {
+                shade.look(packet);
+                shade.color(scene.data, hits);
+            }
+            shade.blend(hits, sums);
+            for (int lane = 0; lane < used; ++lane) {
+                T last = packet.last[lane], gain(1);
+                if (out.whole && last < scene.limits.stop) gain = T(1) / (T(1) - last), last = T(0);
+                for (int c = 0; c < 3; ++c) out.rgb[3 * ids[lane] + c] = gain * sums[4 * lane + c];
+                out.last[ids[lane]] = last;
+            }
+            if (out.depth) measure(hits, ids, used, out);
+        }
+    });
+}
+
+template <typename T>
+void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
+                   Numbers<const double> frame, Table<const T> data, Maybe<Table<const T>> origins,
+                   Maybe<Table<const T>> directions, Maybe<Numbers<const double>> camera, std::int64_t width,
+                   std::int64_t height, double stop, double least, bool whole, Table<T> rgb, Numbers<T> last,
+                   Maybe<Numbers<T>> depth, Maybe<Numbers<T>> median) {
+    const OctreeScene<T> scene =
+        octree_scene<T>(top, nodes, shape, frame, data, origins, directions, camera, width, height, stop, least);
+    const std::size_t rays = std::size_t(scene.rays.rays);
+    if (rgb.shape(0) != rays || rgb.shape(1) != 3 || last.shape(0) != rays ||
+        (depth && (!median || depth->shape(0) != rays || median->shape(0) != rays)))
+        throw nb::value_error("the pictures must have a row per ray");
+    const Pictures<T> out{rgb.data(), last.data(), depth ? depth->data() : nullptr, depth ? median->data() : nullptr,
+                          whole};
+    nb::gil_scoped_release unlocked;
+    if (!with_degree(scene.width, [&](auto degree) { render<T, degree()>(scene, out); })) {
+        nb::gil_scoped_acquire locked;
+        throw nb::value_error("the leaf table must have 4, 13, 28 or 49 columns");
+    }
+}
+
+template <typename T>
+void bind(nb::module_& m) {
+    m.def("octree_render", &octree_render<T>, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
+          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("data").noconvert(),
+          nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
+          nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
+          nb::arg("whole"), nb::arg("rgb").noconvert(), nb::arg("last").noconvert(),
+          nb::arg("depth").noconvert().none(), nb::arg("median").noconvert().none(),
+          "Colours, remaining light and depths of rays through an octree.");
+}
+
+}  // namespace
+
+void bind_octree_render(nb::module_& m) {
+    bind<float>(m);
+    bind<double>(m);
+}
+
+}  // namespace maquette

@@ -1,0 +1,122 @@
+// An octree of cubes with constant density and colour (PlenOctrees, Yu et al. 2021): how a ray goes from leaf to leaf,
+// what a leaf shows, and the gradient. specs/recon.md, 2d.
+//   Rows of the leaf table: colour coefficients, coefficient-major (r, g, b of the first basis function, then of the
+//   next), then sigma per unit length of the world. Colour = sigmoid(sum_k Y_k coefficient_k), density = max(0, sigma).
+// Departure: no step of epsilon at a face. Cells are whole numbers; the cell behind a face is known exactly, so lengths
+// of leaves add up to the ray and none is missed.
+#pragma once
+#include "math/sh.h"
+#include "math/vec.h"
+
+namespace maquette {
+
+constexpr int kOctreeEmpty = (1 << 26) - 1;  // as in scene/ops/octree_index.py
+constexpr int kOctreeFar = (1 << 26) - 2;
+constexpr int kOctreeLevelBits = 5;
+
+struct OctreeIndex {
+    const int* top;    // [2^top_level] cubed
+    const int* nodes;  // [N, 4, 4, 4]
+    int top_level, lattice_level;
+    int low[3], high[3];  // of all leaves, cells of the lattice
+};
+
+// A cube of cells [low, high) of the lattice; row < 0 where it is empty.
+struct OctreeCell {
+    int row;
+    int low[3], high[3];
+};
+
+MQ_HD OctreeCell octree_cell(const OctreeIndex& index, const int* at) {
+    const int top = index.top_level;
+    int shift = index.lattice_level - top;
+    int word = index.top[(at[0] >> shift << 2 * top) | (at[1] >> shift << top) | (at[2] >> shift)];
+    while (word < 0) {
+        shift -= 2;
+        const int place = (at[0] >> shift & 3) << 4 | (at[1] >> shift & 3) << 2 | (at[2] >> shift & 3);
+        word = index.nodes[((long long)~word << 6) + place];
+    }
+    OctreeCell cell;
+    const int row = word >> kOctreeLevelBits, level = word & ((1 << kOctreeLevelBits) - 1);
+    cell.row = row >= kOctreeFar ? -1 : row;
+    if (row == kOctreeFar) {  // level counts the rings around this cell of the grid, itself included
+        for (int axis = 0; axis < 3; ++axis) {
+            const int here = at[axis] >> shift;
+            cell.low[axis] = (here - level + 1) * (1 << shift);
+            cell.high[axis] = (here + level) << shift;
+        }
+    } else {
+        const int side = 1 << (index.lattice_level - level);
+        for (int axis = 0; axis < 3; ++axis) {
+            cell.low[axis] = at[axis] & -side;
+            cell.high[axis] = cell.low[axis] + side;
+        }
+    }
+    return cell;
+}
+
+// Coordinates of the lattice along a ray: origin + t d, t in units of the direction that came in.
+template <typename S>
+struct OctreeFrame {
+    S offset[3], scale[3];  // lattice = offset + scale * world
+};
+
+template <typename S>
+struct OctreeRay {
+    S origin[3], d[3], inverse[3];
+    S t;       // where the ray enters the cell `at`
+    S length;  // of the direction in the world
+    int at[3];
+};
+
+// Where the ray enters the box of all leaves, t >= 0. False when it misses.
+template <typename S>
+MQ_HD bool octree_enter(const OctreeIndex& index, const OctreeFrame<S>& frame, const S* origin, const S* direction,
+                        OctreeRay<S>& ray) {
+    S enter(0), leave(S(3e38f));
+    for (int axis = 0; axis < 3; ++axis) {
+        ray.origin[axis] = frame.offset[axis] + frame.scale[axis] * origin[axis];
+        const S d = frame.scale[axis] * direction[axis];
+        ray.d[axis] = d < S(0) ? minimum(d, S(-1e-12f)) : maximum(d, S(1e-12f));  // no division by zero; t stays finite
+        ray.inverse[axis] = S(1) / ray.d[axis];
+        const S a = (S(index.low[axis]) - ray.origin[axis]) * ray.inverse[axis];
+        const S b = (S(index.high[axis]) - ray.origin[axis]) * ray.inverse[axis];
+        enter = maximum(enter, minimum(a, b));
+        leave = minimum(leave, maximum(a, b));
+    }
+    ray.t = enter;
+    ray.length = sqrt(direction[0] * direction[0] + direction[1] * direction[1] + direction[2] * direction[2]);
+    for (int axis = 0; axis < 3; ++axis) {
+        const S at = ray.origin[axis] + enter * ray.d[axis];
+        const S last = S(index.high[axis] - 1), first = S(index.low[axis]);
+        ray.at[axis] = int(minimum(maximum(at, first), last));
+    }
+    return enter < leave;
+}
+
+// Goes on to the cell behind `cell`; t becomes where the ray leaves it. False when it has left the box.
+template <typename S>
+MQ_HD bool octree_advance(const OctreeIndex& index, const OctreeCell& cell, OctreeRay<S>& ray) {
+    S out[3];
+    for (int axis = 0; axis < 3; ++axis)
+        out[axis] = (S(ray.d[axis] > S(0) ? cell.high[axis] : cell.low[axis]) - ray.origin[axis]) * ray.inverse[axis];
+    ray.t = maximum(ray.t, minimum(out[0], minimum(out[1], out[2])));
+    bool inside = true;
+    for (int axis = 0; axis < 3; ++axis) {
+        if (out[axis] <= ray.t) {
+            ray.at[axis] = ray.d[axis] > S(0) ? cell.high[axis] : cell.low[axis] - 1;
+        } else {
+            const S at = ray.origin[axis] + ray.t * ray.d[axis];
+            ray.at[axis] = int(minimum(maximum(at, S(cell.low[axis])), S(cell.high[axis] - 1)));
+        }
+        inside = inside && ray.at[axis] >= index.low[axis] && ray.at[axis] < index.high[axis];
+    }
+    return inside;
+}
+
+template <typename S>
+MQ_HD S sigmoid(const S& x) {
+    return S(1) / (S(1) + exp(-x));
+}
+
+}  // namespace maquette

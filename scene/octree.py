@@ -1,0 +1,241 @@
+"""An octree of cubes with constant density and colour (PlenOctrees, Yu et al., 2021), and edits of its leaves.
+
+Kept as the list of its leaves in Morton order, with a row of numbers for each (scene/ops/octree_render.py says which);
+what no leaf covers is empty and costs nothing. A leaf of level l is a cube with side 2^-l of the unit cube, into which
+a point x of the world falls at offset + invradius x. In PlenOctree files (scene/formats/octree_npz.py) a leaf of level
+l is a child of a node of depth l - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from scene import sh
+from scene.ops.octree_index import FINEST, OctreeIndex, build_index, decode, encode, locate, span
+
+
+@dataclass(frozen=True)
+class Octree:
+    """Leaves and their numbers.
+
+    data: [L, 3K + 1] float, a row per leaf of `index`: K colour coefficients (r, g, b), then sigma per unit of the world.
+    """
+
+    data: Tensor
+    index: OctreeIndex
+
+    @staticmethod
+    def of(codes: Tensor, levels: Tensor, data: Tensor, offset: Tensor, invradius: Tensor) -> Octree:
+        """An octree of leaves in ascending order of their codes; the index is built here.
+
+        codes: [L] int64.  levels: [L] int32.  data: [L, 3K + 1].  offset, invradius: [3].  Raises ValueError when
+        leaves overlap or shapes do not fit.
+        """
+        if data.dim() != 2 or len(data) != len(codes) or data.shape[1] % 3 != 1:
+            raise ValueError(f"data must be [{len(codes)}, 3 K + 1], got {tuple(data.shape)}")
+        sh.degree_of(data.shape[1] // 3)
+        return Octree(data, build_index(codes, levels, offset, invradius))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def sh_degree(self) -> int:
+        """Degree of the colours."""
+        return sh.degree_of(self.data.shape[1] // 3)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """[L] densities as they are stored; below 0 a leaf is empty."""
+        return self.data[:, -1]
+
+    @property
+    def sh_coeffs(self) -> Tensor:
+        """[L, K, 3] colour coefficients."""
+        return self.data[:, :-1].reshape(len(self), -1, 3)
+
+    @property
+    def sides(self) -> Tensor:
+        """[L] side of each leaf in the unit cube."""
+        return 0.5 ** self.index.levels.to(self.data)
+
+    @property
+    def corners(self) -> Tensor:
+        """[L, 3] lowest corner of each leaf in the unit cube."""
+        return decode(self.index.codes).to(self.data) / (1 << FINEST)
+
+    def to_world(self, points: Tensor) -> Tensor:
+        """Points [..., 3] of the unit cube in the world."""
+        return (points - self.index.offset.to(points)) / self.index.invradius.to(points)
+
+    def to_cube(self, points: Tensor) -> Tensor:
+        """Points [..., 3] of the world in the unit cube."""
+        return self.index.offset.to(points) + self.index.invradius.to(points) * points
+
+    def query(self, points: Tensor) -> Tensor:
+        """[P] int64: row of the leaf that holds each point [P, 3] of the world, -1 where it is empty."""
+        return locate(self.index, self.to_cube(points))[0]
+
+    def with_data(self, data: Tensor) -> Octree:
+        """The same leaves with other numbers."""
+        return replace(self, data=data)
+
+    def to(self, *, device: torch.device | str) -> Octree:
+        """The same octree on another device."""
+        i = self.index
+        moved = {name: getattr(i, name).to(device) for name in ("codes", "levels", "top", "nodes")}
+        return Octree(self.data.to(device), replace(i, **moved))
+
+
+def from_cells(cells: Tensor, level: int, data: Tensor, offset: Tensor, invradius: Tensor) -> Octree:
+    """An octree of leaves of one level at cells [L, 3] (0 to 2^level - 1, none twice), in any order."""
+    codes, order = encode(cells.long() << FINEST - level).sort()
+    return Octree.of(codes, torch.full_like(codes, level, dtype=torch.int32), data[order], offset, invradius)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An octree after an edit, and from which rows each of its leaves came.
+
+    first: [L'] int64, row of the first source.  counts: [L'] int64; sources are consecutive rows, more than one where
+    siblings were merged.
+    """
+
+    octree: Octree
+    first: Tensor
+    counts: Tensor
+
+    def carry(self, values: Tensor) -> Tensor:
+        """Per-row values [L, ...] such as moments, for the rows after the edit: a merged row gets the mean."""
+        taken = values[self.first]
+        merged = (self.counts > 1).nonzero().squeeze(1)
+        if len(merged):
+            taken[merged] = _sums(values, self.first[merged], self.counts[merged]) / self.counts[merged].to(
+                values
+            ).view(-1, *[1] * (values.dim() - 1))
+        return taken
+
+    def carry_sum(self, values: Tensor) -> Tensor:
+        """As `carry`, but a merged row gets the sum."""
+        taken = values[self.first]
+        merged = (self.counts > 1).nonzero().squeeze(1)
+        if len(merged):
+            taken[merged] = _sums(values, self.first[merged], self.counts[merged])
+        return taken
+
+    def then(self, later: Edit) -> Edit:
+        """This edit followed by one of its outcome; `later` must not merge what this one split."""
+        last = later.first + later.counts - 1
+        ends = self.first[last] + self.counts[last]
+        return Edit(later.octree, self.first[later.first], ends - self.first[later.first])
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Groups of leaves that are all there is in their parent; other children of the parent are empty.
+
+    first, counts: [G] int64, rows of the group.
+    """
+
+    first: Tensor
+    counts: Tensor
+
+    def sums(self, values: Tensor) -> Tensor:
+        """[G, ...] sums of per-row values [L, ...] over each group."""
+        return _sums(values, self.first, self.counts)
+
+
+def siblings(octree: Octree) -> Siblings:
+    """All groups of leaves that could be merged, in order."""
+    codes, levels = octree.index.codes, octree.index.levels
+    if not len(codes):
+        return Siblings(codes, codes)
+    parents = span((levels - 1).clamp_min(0))
+    starts = codes & -parents
+    key = torch.stack([starts, levels.long()])
+    new = torch.ones_like(levels, dtype=torch.bool)
+    new[1:] = (key[:, 1:] != key[:, :-1]).any(0)
+    first = new.nonzero().squeeze(1)
+    ends = torch.cat([first[1:], first.new_tensor([len(codes)])])
+    before, behind = codes[(first - 1).clamp_min(0)], codes[ends.clamp_max(len(codes) - 1)]
+    alone = ((first == 0) | (before < starts[first])) & (
+        (ends == len(codes)) | (behind >= starts[first] + parents[first])
+    )
+    alone &= levels[first] > 1  # files have at least one node
+    return Siblings(first[alone], (ends - first)[alone])
+
+
+def keep(octree: Octree, kept: Tensor) -> Edit:
+    """Only the leaves where kept [L] is true; the others become empty."""
+    rows = kept.nonzero().squeeze(1)
+    return _edit(octree, rows, torch.ones_like(rows), octree.index.levels[rows], octree.data[rows])
+
+
+def merge(octree: Octree, group: Siblings) -> Edit:
+    """Each group becomes one leaf: mean sigma over eight children, colours weighted by sigma (specs/recon.md, 2h)."""
+    count, device = len(octree), octree.data.device
+    absorbed = torch.zeros(count, dtype=torch.bool, device=device)
+    members, _ = _members(group.first, group.counts)
+    absorbed[members] = True
+    absorbed[group.first] = False
+    counts = torch.ones(count, dtype=torch.int64, device=device)
+    counts[group.first] = group.counts
+    levels, data = octree.index.levels.clone(), octree.data.clone()
+    levels[group.first] -= 1
+    data[group.first] = _mixed(octree, group)
+    rows = (~absorbed).nonzero().squeeze(1)
+    return _edit(octree, rows, counts[rows], levels[rows], data[rows])
+
+
+def split(octree: Octree, chosen: Tensor) -> Edit:
+    """Leaves where chosen [L] is true become eight copies of half their side."""
+    chosen = chosen & (octree.index.levels < FINEST)
+    repeats = torch.where(chosen, 8, 1)
+    rows = torch.repeat_interleave(torch.arange(len(octree), device=chosen.device), repeats)
+    within = torch.arange(len(rows), device=chosen.device) - (repeats.cumsum(0) - repeats)[rows]
+    levels = octree.index.levels[rows] + chosen[rows].int()
+    codes = octree.index.codes[rows] + within * span(levels)
+    new = Octree.of(codes, levels, octree.data[rows], octree.index.offset, octree.index.invradius)
+    return Edit(new, rows, torch.ones_like(rows))
+
+
+def in_sequence(octree: Octree, edits: Sequence[Edit]) -> Edit:
+    """Several edits, each of the outcome of the one before, as one; none: all rows as they are."""
+    rows = torch.arange(len(octree), device=octree.data.device)
+    total = Edit(octree, rows, torch.ones_like(rows))
+    for edit in edits:
+        total = total.then(edit)
+    return total
+
+
+def _edit(octree: Octree, rows: Tensor, counts: Tensor, levels: Tensor, data: Tensor) -> Edit:
+    index = octree.index
+    codes = index.codes[rows] & -span(levels)
+    return Edit(Octree.of(codes, levels, data, index.offset, index.invradius), rows, counts)
+
+
+def _mixed(octree: Octree, group: Siblings) -> Tensor:
+    """[G, 3K + 1] numbers of the merged leaves."""
+    weights = octree.sigmas.clamp_min(0)
+    total = group.sums(weights)
+    plain = group.sums(octree.data[:, :-1]) / group.counts.to(total)[:, None]
+    weighted = group.sums(octree.data[:, :-1] * weights[:, None]) / total.clamp_min(1e-30)[:, None]
+    colors = torch.where((total > 0)[:, None], weighted, plain)
+    return torch.cat([colors, total[:, None] / 8], dim=1)
+
+
+def _members(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of all groups, and to which group each belongs."""
+    groups = torch.repeat_interleave(torch.arange(len(first), device=first.device), counts)
+    within = torch.arange(len(groups), device=first.device) - (counts.cumsum(0) - counts)[groups]
+    return first[groups] + within, groups
+
+
+def _sums(values: Tensor, first: Tensor, counts: Tensor) -> Tensor:
+    """Sums of consecutive rows."""
+    members, groups = _members(first, counts)
+    return values.new_zeros(len(first), *values.shape[1:]).index_add(0, groups, values[members])

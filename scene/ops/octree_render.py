@@ -1,0 +1,258 @@
+"""Rays through an octree of cubes with constant density and colour: pictures, gradients, weights and training steps.
+
+PlenOctrees (Yu et al., 2021) and DOT (Bai et al., 2023). Row i of the leaf table [L, 3K + 1] belongs to leaf i of the
+index: K colour coefficients (r, g, b of the first basis function, then of the next; K = 1, 4, 9 or 16), then sigma. A
+leaf shows sigmoid(sum_k Y_k(direction) coefficient_k) and has the density max(0, sigma) per unit of the world.
+Departure: the pieces of a ray in its leaves are exact; the authors add 1e-5 to each step instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scene import sh
+from scene.cameras import Camera
+from scene.ops import native
+from scene.ops.octree_index import FINEST, OctreeIndex, decode, locate_codes
+from scene.ops.octree_index import encode as encode
+
+VIEWED = 1e-2  # a viewer ends a ray when less light is left, and raises its colour to what it stands for
+LEAST_SIGMA = 1e-2  # per unit of the world; a viewer passes through thinner leaves
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays of a list: origins and directions [R, 3] of any length, along which t counts; or of a camera's pixels.
+
+    A camera's rays go through pixel centres and have z = 1, so that t is z-depth.
+    """
+
+    origins: Tensor | None = None
+    directions: Tensor | None = None
+    camera: Camera | None = None
+
+    def __len__(self) -> int:
+        if self.camera is not None:
+            return self.camera.width * self.camera.height
+        return 0 if self.origins is None else len(self.origins)
+
+    def expanded(self) -> tuple[Tensor, Tensor]:
+        """Origins and directions [R, 3]."""
+        if self.camera is not None:
+            origins, directions = self.camera.rays()
+            return origins.reshape(-1, 3), directions.reshape(-1, 3)
+        assert self.origins is not None and self.directions is not None
+        return self.origins, self.directions
+
+    def arguments(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None, int, int]:
+        """As the kernels take them."""
+        if self.camera is not None:
+            K, c2w = self.camera.K.detach().cpu().double(), self.camera.c2w.detach().cpu().double()
+            numbers = torch.cat([K[[0, 1, 0, 1], [0, 1, 2, 2]], c2w[:3].reshape(-1)])
+            return None, None, numbers, self.camera.width, self.camera.height
+        assert self.origins is not None and self.directions is not None
+        return self.origins.to(dtype).contiguous(), self.directions.to(dtype).contiguous(), None, 0, 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What rays see. rgb: [R, 3] without background.  last: [R] light left at the end.
+
+    depth: [R] mean t, 0 where nothing is met.  median: [R] t at which half the light is left, 0 where more remains.
+    Both are None unless asked for and have no gradient.
+    """
+
+    rgb: Tensor
+    last: Tensor
+    depth: Tensor | None = None
+    median: Tensor | None = None
+
+
+def render_octree(
+    data: Tensor,
+    index: OctreeIndex,
+    rays: Rays,
+    *,
+    stop: float = 0.0,
+    least: float = 0.0,
+    whole: bool = False,
+    with_depth: bool = False,
+) -> Seen:
+    """What rays see of the leaves.
+
+    data: [L, 3K + 1] float32 or float64.  stop: a ray ends when less light is left.  least: leaves of at most this
+    density are passed through.  whole: rays ended early show their colour divided by what they have gathered, and no
+    background (the viewer's rule).  Differentiable in data unless `whole`.  Source: specs/recon.md, 2d and 0.2.
+    Raises ValueError when shapes do not fit.
+    """
+    _check(data, index, rays)
+    if native.has(data.device, data.dtype):
+        rgb, last, depth, median = _Render.apply(data.contiguous(), index, rays, stop, least, whole, with_depth)
+        return Seen(rgb, last, depth, median)
+    return render_octree_reference(data, index, rays, stop=stop, least=least, whole=whole, with_depth=with_depth)
+
+
+class _Render(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float, whole: bool, deep: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        ctx.save_for_backward(data)
+        ctx.others = index, rays, stop, least, whole
+        count = len(rays)
+        rgb, last = data.new_empty(count, 3), data.new_empty(count)
+        depth, median = (data.new_empty(count), data.new_empty(count)) if deep else (None, None)
+        if deep:
+            ctx.mark_non_differentiable(depth, median)
+        native.kernels(data.device).octree_render(
+            *scene_arguments(data, index, rays, stop, least), whole, rgb, last, depth, median
+        )
+        return rgb, last, depth, median
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        (data,) = ctx.saved_tensors
+        index, rays, stop, least, whole = ctx.others
+        if whole:
+            raise ValueError("a picture drawn with whole=True has no gradient; it is for viewing")
+        v_data = torch.empty_like(data)
+        v_rgb, v_last = v[0].contiguous(), v[1].contiguous()
+        arguments = scene_arguments(data, index, rays, stop, least)
+        native.kernels(data.device).octree_backward(*arguments, v_rgb, v_last, v_data)
+        return v_data, None, None, None, None, None, None
+
+
+def leaf_weights(
+    data: Tensor, index: OctreeIndex, rays: Rays, sums: Tensor, maxima: Tensor, *, stop: float = 0.0, least: float = 0.0
+) -> None:
+    """Adds to sums [L] what each leaf's weights over all rays come to, and raises maxima [L] to their largest.
+
+    The sums of all leaves add up to the number of rays less the light left.  Not differentiable.
+    Raises ValueError when shapes do not fit.
+    """
+    _check(data, index, rays)
+    for name, value in {"sums": sums, "maxima": maxima}.items():
+        if value.shape != data.shape[:1] or value.dtype != data.dtype or not value.is_contiguous():
+            raise ValueError(f"{name} must be [{len(data)}] {data.dtype}, got {tuple(value.shape)} {value.dtype}")
+    if native.has(data.device, data.dtype):
+        arguments = scene_arguments(data.detach().contiguous(), index, rays, stop, least)
+        native.kernels(data.device).octree_weights(*arguments, sums, maxima)
+        return
+    hits = _walk(data.detach(), index, rays, stop, least)
+    sums.index_add_(0, hits.rows, hits.weights)
+    maxima.scatter_reduce_(0, hits.rows, hits.weights, "amax")
+
+
+def scene_arguments(data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float) -> tuple[Any, ...]:
+    """What every octree kernel takes first."""
+    table = (index.top.view(-1), index.nodes.view(-1, 64), index.shape, index.frame)
+    return (*table, data, *rays.arguments(data.dtype), stop, least)
+
+
+def render_octree_reference(
+    data: Tensor,
+    index: OctreeIndex,
+    rays: Rays,
+    *,
+    stop: float = 0.0,
+    least: float = 0.0,
+    whole: bool = False,
+    with_depth: bool = False,
+) -> Seen:
+    """The same in plain torch: all rays walk in step, each look-up a search among the leaves' codes."""
+    hits = _walk(data, index, rays, stop, least)
+    count = len(rays)
+    _, directions = rays.expanded()
+    directions = torch.nn.functional.normalize(directions.to(data), dim=-1)
+    values = sh.basis(directions, sh.degree_of(data.shape[1] // 3))[hits.rays]
+    shown = data[hits.rows, :-1].view(len(values), values.shape[1], 3)
+    colors = torch.sigmoid((values[:, :, None] * shown).sum(1))
+    rgb = data.new_zeros(count, 3).index_add(0, hits.rays, hits.weights[:, None] * colors)
+    last = hits.last
+    if whole:
+        ended = last < stop
+        gain = torch.where(ended, 1 / (1 - last), 1)
+        rgb, last = rgb * gain[:, None], torch.where(ended, 0, last)
+    if not with_depth:
+        return Seen(rgb, last)
+    weights, after = hits.weights.detach(), hits.after.detach()
+    middle = data.new_zeros(count).index_add(0, hits.rays, weights * (hits.t + 0.5 * hits.dt))
+    total = data.new_zeros(count).index_add(0, hits.rays, weights)
+    before = after + weights
+    half = (before >= 0.5) & (after < 0.5)
+    share = torch.log(before / 0.5) / torch.log(
+        before / after.clamp_min(1e-300 if data.dtype == torch.float64 else 1e-38)
+    )
+    median = data.new_zeros(count)
+    median[hits.rays[half]] = (hits.t + share.clamp(0, 1) * hits.dt)[half]
+    return Seen(rgb, last, torch.where(total > 0, middle / total.clamp_min(1e-30), 0), median)
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Leaves that rays met: one entry per ray and leaf, [H] each but last [R]."""
+
+    rays: Tensor
+    rows: Tensor
+    weights: Tensor
+    after: Tensor
+    t: Tensor
+    dt: Tensor
+    last: Tensor
+
+
+def _walk(data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float) -> _Hits:
+    """Every ray from cell to cell of the finest level that leaves have, leaves as a whole; on the leaves' own device."""
+    origins, directions = (part.to(data) for part in rays.expanded())
+    offset, scale = index.offset.to(data), index.invradius.to(data)
+    level = int(index.levels.max()) if len(index.levels) else 0
+    cells = 1 << level
+    o, d = (offset + scale * origins) * cells, scale * directions * cells
+    d = torch.where(d < 0, d.clamp_max(-1e-12), d.clamp_min(1e-12))
+    enter = torch.minimum(-o / d, (cells - o) / d).amax(1).clamp_min(0)
+    leave = torch.maximum(-o / d, (cells - o) / d).amin(1)
+    ids = (enter < leave).nonzero().squeeze(1)
+    t = enter[ids]
+    at = (o[ids] + t[:, None] * d[ids]).floor().long().clamp(0, cells - 1)
+    light, last = data.new_ones(len(ids)), data.new_ones(len(rays))
+    lengths = directions.norm(dim=1)
+    found: list[tuple[Tensor, ...]] = []
+    while len(ids):
+        rows = locate_codes(index, encode(at << FINEST - level))
+        held = rows.clamp_min(0)
+        side = torch.where(rows >= 0, 1 << level - (index.levels[held].long() if len(index.levels) else 0), 1)
+        low = torch.where((rows >= 0)[:, None], decode(index.codes[held]) >> FINEST - level, at)
+        high = low + side[:, None]
+        forward = d[ids] > 0
+        out = (torch.where(forward, high, low) - o[ids]) / d[ids]
+        after = torch.maximum(t, out.amin(1))
+        sigma = data[held, -1]
+        met = (rows >= 0) & (sigma > least) & (after > t)
+        passed = torch.where(met, torch.exp(-sigma * ((after - t) * lengths[ids])), 1)
+        weight, light = light * (1 - passed), light * passed
+        found.append(tuple(value[met] for value in (ids, held, weight, light, t, after - t)))
+        beside = torch.minimum(torch.maximum((o[ids] + after[:, None] * d[ids]).floor().long(), low), high - 1)
+        at = torch.where(out <= after[:, None], torch.where(forward, high, low - 1), beside)
+        last = last.index_copy(0, ids, light)
+        keep = ((at >= 0) & (at < cells)).all(1) & ~(met & (light < stop))
+        ids, t, at, light = ids[keep], after[keep], at[keep], light[keep]
+    if not found:
+        nothing = data.new_zeros(0)
+        return _Hits(ids, ids, nothing, nothing, nothing, nothing, last)
+    columns = [torch.cat(column) for column in zip(*found, strict=True)]
+    return _Hits(*columns, last)
+
+
+def _check(data: Tensor, index: OctreeIndex, rays: Rays) -> None:
+    if data.dim() != 2 or data.shape[1] not in (4, 13, 28, 49) or not data.is_floating_point():
+        raise ValueError(f"the leaf table must be float [L, 3 K + 1] with K = 1, 4, 9 or 16, got {tuple(data.shape)}")
+    if len(data) != len(index.codes):
+        raise ValueError(f"the leaf table has {len(data)} rows, its index {len(index.codes)} leaves; build it anew")
+    if rays.camera is None:
+        o, d = rays.origins, rays.directions
+        if o is None or d is None or o.dim() != 2 or o.shape[1] != 3 or o.shape != d.shape:
+            raise ValueError("rays need a camera, or origins and directions of shape [R, 3]")
