@@ -1,12 +1,13 @@
-// Adam in place on the numbers whose gradient is not zero. Where few are, a step costs one read of the gradients: they
-// are looked at a register at a time, and moments and values are read only where one of them is not zero.
+// Adam in place on the numbers whose gradient is not zero. Where few are, a step costs one read of the gradients: of a
+// block, the registers that hold one that is not zero are listed first, and while one is updated the values and moments
+// of the next ones are on their way from memory.
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <type_traits>
 
+#include "cpu/any_nonzero.h"
 #include "cpu/bindings.h"
 #include "cpu/lanes.h"
 #include "cpu/parallel.h"
@@ -18,9 +19,29 @@ namespace maquette {
 namespace {
 
 constexpr std::int64_t kGrain = 65536;  // numbers per task
+constexpr int kBlock = 8192;            // numbers whose registers are listed at once: they stay in L1
+constexpr int kAhead = 8;               // registers
 
 template <typename T>
 constexpr int kWide = kVectorBytes / int(sizeof(T));
+
+// Appends to `list` where the registers of numbers begin that are not all zeros; returns how many. count <= kBlock; the
+// last register may be a part of one.
+template <typename T>
+int list_touched(const T* grad, int count, std::int32_t* list) {
+    constexpr int kSkip = 8 * kWide<T>;
+    int listed = 0;
+    for (int begin = 0; begin < count; begin += kSkip) {
+        const int end = std::min(begin + kSkip, count), whole = end - (end - begin) % kWide<T>;
+        if (end - begin == kSkip && !any_nonzero(grad + begin, kSkip)) continue;
+        for (int at = begin; at < whole; at += kWide<T>) {  // without branches, which nobody could foresee
+            list[listed] = at;
+            listed += any_nonzero(grad + at, kWide<T>);
+        }
+        if (whole < end && any_nonzero(grad + whole, end - whole)) list[listed++] = whole;
+    }
+    return listed;
+}
 
 // Rates of the numbers of a grid of voxels, `width` numbers each.
 template <typename T>
@@ -46,6 +67,17 @@ struct State {
     bool clear;
     AdamStep<Lanes<T, kWide<T>>> step;
 
+    void update_block(std::int64_t first, int count) const {
+        std::int32_t list[kBlock / kWide<T> + 1];
+        const int listed = list_touched(grad + first, count, list);
+        for (int i = 0; i < listed; ++i) {
+            const std::int64_t next = first + list[std::min(i + kAhead, listed - 1)];
+            for (const T* array : {param, exp_avg, exp_avg_sq}) __builtin_prefetch(array + next, 1);
+            update(first + list[i], std::min(kWide<T>, count - list[i]));
+        }
+    }
+
+private:
     // Up to kWide numbers from `first` on.
     void update(std::int64_t first, int count) const {
         using L = Lanes<T, kWide<T>>;
@@ -60,7 +92,6 @@ struct State {
         each([&](T* whole, const T* part) { std::copy_n(part, count, whole); });
     }
 
-private:
     MQ_INLINE void update(Lanes<T, kWide<T>> g, T* p_at, T* m_at, T* v_at, T* g_at, std::int64_t first,
                           int count) const {
         using L = Lanes<T, kWide<T>>;
@@ -82,13 +113,6 @@ private:
 };
 
 template <typename T>
-inline bool any_nonzero(const T* grad, int count) {
-    std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> found = 0;  // an integer OR becomes SIMD, a || not
-    for (int i = 0; i < count; ++i) found |= grad[i] != T(0);
-    return found != 0;
-}
-
-template <typename T>
 using Numbers = Array<T, nb::shape<-1>>;
 
 template <typename T>
@@ -105,9 +129,7 @@ void masked_adam(Numbers<T> param, Numbers<T> grad, Numbers<T> exp_avg, Numbers<
                             adam_step<Lanes<T, kWide<T>>>(step, lr, beta1, beta2, eps)};
     nb::gil_scoped_release unlocked;
     parallel_ranges(count, kGrain, [&](std::int64_t at, std::int64_t end) {
-        for (; at + kWide<T> <= end; at += kWide<T>)
-            if (any_nonzero(state.grad + at, kWide<T>)) state.update(at, kWide<T>);
-        if (at < end && any_nonzero(state.grad + at, int(end - at))) state.update(at, int(end - at));
+        for (; at < end; at += kBlock) state.update_block(at, int(std::min<std::int64_t>(kBlock, end - at)));
     });
 }
 

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cpu/any_nonzero.h"
 #include "cpu/bindings.h"
+#include "cpu/lanes.h"
 #include "cpu/parallel.h"
 #include "math/total_variation.h"
 
@@ -17,21 +19,17 @@ namespace {
 constexpr std::int64_t kGrain = 16384;  // numbers per task, about
 constexpr std::int64_t kChunk = 64;     // numbers that are skipped together where none was touched
 
-template <typename T>
-bool any_touched(const T* grad, std::int64_t count) {
-    std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> found = 0;  // an integer OR becomes SIMD, a || not
-    for (std::int64_t i = 0; i < count; ++i) found |= grad[i] != T(0);
-    return found != 0;
-}
-
 // Adds to `count` gradients what six neighbours each pull. touched_only: to those that are not zero.
 template <bool kTouchedOnly, typename T>
-inline void pull_all(T* __restrict grad, const T* values, const T* const (&neighbours)[6], T scale,
-                     std::int64_t count) {
+MQ_INLINE void pull_all(T* __restrict grad, const T* values, const T* const (&neighbours)[6], T scale,
+                        std::int64_t count) {
+    const T *a = neighbours[0], *b = neighbours[1], *c = neighbours[2], *d = neighbours[3], *e = neighbours[4],
+            *f = neighbours[5];
 #pragma GCC ivdep
     for (std::int64_t i = 0; i < count; ++i) {
-        T pull = T(0);
-        for (int n = 0; n < 6; ++n) pull += variation_pull(values[i], neighbours[n][i]);
+        const T own = values[i];
+        const T pull = variation_pull(own, a[i]) + variation_pull(own, b[i]) + variation_pull(own, c[i]) +
+                       variation_pull(own, d[i]) + variation_pull(own, e[i]) + variation_pull(own, f[i]);
         const T sum = grad[i] + scale * pull;
         grad[i] = !kTouchedOnly || grad[i] != T(0) ? sum : grad[i];
     }
@@ -40,18 +38,17 @@ inline void pull_all(T* __restrict grad, const T* values, const T* const (&neigh
 // One line along z of a dense grid, in chunks of which the untouched ones are skipped.
 template <bool kTouchedOnly, typename T>
 void line(T* grad, const T* values, std::int64_t size, const std::int64_t (&steps)[4], T scale) {
-    const auto piece = [&](std::int64_t begin, std::int64_t end, std::int64_t below, std::int64_t above) {
-        const T* v = values + begin;
-        const T* const neighbours[6] = {v + steps[0], v + steps[1], v + steps[2], v + steps[3], v - below, v + above};
-        pull_all<kTouchedOnly>(grad + begin, v, neighbours, scale, end - begin);
-    };
     for (std::int64_t begin = 0; begin < size; begin += kChunk) {
-        const std::int64_t end = std::min(begin + kChunk, size);
-        if (kTouchedOnly && !any_touched(grad + begin, end - begin)) continue;
-        const std::int64_t first = begin == 0, last = end == size && end - begin > first;  // lines' ends in this chunk
-        if (first) piece(0, 1, 0, size > 1);
-        piece(begin + first, end - last, 1, 1);
-        if (last) piece(end - 1, end, 1, 0);
+        const std::int64_t count = std::min(kChunk, size - begin);
+        if (kTouchedOnly && !any_nonzero(grad + begin, count)) continue;
+        const T* v = values + begin;
+        T along[kChunk + 2];  // with a neighbour on each side
+        along[0] = v[begin > 0 ? -1 : 0];
+        std::copy_n(v, count, along + 1);
+        along[count + 1] = v[begin + count < size ? count : count - 1];
+        const T* const neighbours[6] = {v + steps[0], v + steps[1], v + steps[2], v + steps[3], along, along + 2};
+        if (count == kChunk) pull_all<kTouchedOnly>(grad + begin, v, neighbours, scale, kChunk);
+        else pull_all<kTouchedOnly>(grad + begin, v, neighbours, scale, count);
     }
 }
 
@@ -68,14 +65,16 @@ void add_dense(T* grad, const T* values, const std::int64_t (&size)[3], T scale)
     });
 }
 
-template <bool kTouchedOnly, typename T>
-void add_rows(T* grad, const T* values, std::int64_t count, std::int64_t width, const std::int32_t* rows,
+// kWidth: channels where known at compile time, else 0.
+template <int kWidth, bool kTouchedOnly, typename T>
+void add_rows(T* grad, const T* values, std::int64_t count, std::int64_t channels, const std::int32_t* rows,
               const std::int64_t (&size)[3], const std::int32_t* cells, T scale) {
+    const std::int64_t width = kWidth ? kWidth : channels;
     const std::int64_t down = size[1] * size[2], across = size[2];
     parallel_ranges(count, std::max<std::int64_t>(1, kGrain / width), [&](std::int64_t f, std::int64_t end) {
         for (; f < end; ++f) {
             T* own = grad + f * width;
-            if (kTouchedOnly && !any_touched(own, width)) continue;
+            if (kTouchedOnly && !any_nonzero(own, width)) continue;
             const std::int64_t cell = cells[f], x = cell / down, y = cell / across % size[1], z = cell % across;
             const auto neighbour = [&](bool there, std::int64_t step) {
                 const std::int64_t row = there ? rows[cell + step] : -1;
@@ -87,6 +86,16 @@ void add_rows(T* grad, const T* values, std::int64_t count, std::int64_t width, 
             pull_all<kTouchedOnly>(own, values + f * width, neighbours, scale, width);
         }
     });
+}
+
+template <typename Call>
+void with_width(std::int64_t width, const Call& call) {
+    switch (width) {
+        case 3: return call(std::integral_constant<int, 3>());
+        case 9: return call(std::integral_constant<int, 9>());
+        case 12: return call(std::integral_constant<int, 12>());
+        default: return call(std::integral_constant<int, 0>());
+    }
 }
 
 template <typename T>
@@ -116,8 +125,11 @@ void total_variation_rows(Array<T, nb::shape<-1, -1>> grad, Array<const T, nb::s
             throw nb::value_error("cells must lie within the grid of rows");
     if (count * width == 0) return;
     nb::gil_scoped_release unlocked;
-    (touched_only ? add_rows<true, T> : add_rows<false, T>)(grad.data(), values.data(), count, width, rows.data(), size,
-                                                             cells.data(), T(scale));
+    with_width(width, [&](auto fixed) {
+        constexpr int kWidth = decltype(fixed)::value;
+        const auto add = touched_only ? add_rows<kWidth, true, T> : add_rows<kWidth, false, T>;
+        add(grad.data(), values.data(), count, width, rows.data(), size, cells.data(), T(scale));
+    });
 }
 
 template <typename T>
