@@ -21,6 +21,7 @@ NB_MODULE(MAQUETTE_MODULE, m) {
     maquette::bind_masked_adam(m);
     maquette::bind_octree_render(m);
     maquette::bind_octree_train(m);
+    maquette::bind_sh_color(m);
     maquette::bind_splat_blend(m);
     maquette::bind_splat_project(m);
     maquette::bind_splat_update(m);

@@ -17,6 +17,7 @@ void bind_total_variation(nanobind::module_& m);
 void bind_masked_adam(nanobind::module_& m);
 void bind_octree_render(nanobind::module_& m);
 void bind_octree_train(nanobind::module_& m);
+void bind_sh_color(nanobind::module_& m);
 void bind_splat_blend(nanobind::module_& m);
 void bind_splat_project(nanobind::module_& m);
 void bind_splat_update(nanobind::module_& m);
