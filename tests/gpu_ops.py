@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,16 +18,23 @@ from scene.cameras import Camera
 from scene.gaussians import Gaussians
 from scene.ops.adam import adam_visible
 from scene.ops.composite import composite
+from scene.ops.grid_march import Density, Limits, RaySpans, hits, march
+from scene.ops.masked_adam import adam_masked
 from scene.ops.photometric_loss import photometric_loss, photometric_loss_and_grad
 from scene.ops.position_noise import scatter_means
+from scene.ops.sh_color import sh_color
 from scene.ops.splat_bin import bin_splats
 from scene.ops.splat_blend import blend
 from scene.ops.splat_project import Projected, project
 from scene.ops.splat_step import AdamState, Rates, SplatStep
 from scene.ops.texture_bake import ObservedPhoto, Samples, Surface, gather
 from scene.ops.texture_bake import blend as blend_texels
+from scene.ops.total_variation import add_total_variation
 from scene.ops.triangle_raster import cover, mesh_depth
+from scene.ops.trilinear import trilinear
 from scene.ops.tsdf import BLOCK, ObservedDepth, integrate
+from scene.ops.volume_loss import composite_rays, volume_loss_and_grad
+from tests.scene.density_grids import a_density, bent_rays, straight_rays
 from tests.scene.splats import a_camera, random_gaussians
 
 Found = dict[str, Tensor]
@@ -150,6 +158,15 @@ def noise_op(device: torch.device) -> Found:
     return {"means": gaussians.means}
 
 
+def sh_color_op(device: torch.device) -> Found:
+    features = (6 * drawn(700, 27) - 3).to(device).requires_grad_()
+    rays = torch.randint(0, 40, (700,), generator=torch.Generator().manual_seed(1)).sort().values.int()
+    directions = torch.nn.functional.normalize(drawn(40, 3, seed=2) - 0.5, dim=1).to(device)
+    rgb = sh_color(features, rays.to(device), directions)
+    (v_features,) = torch.autograd.grad((rgb * drawn(700, 3, seed=3).to(device)).sum(), features)
+    return {"rgb": rgb.detach(), "v_features": v_features}
+
+
 def step_op(device: torch.device) -> Found:
     gaussians, camera = moved(random_gaussians(200), device), a_camera().to(device=device)
     photo = (drawn(camera.height, camera.width, 3) * 255).to(device, torch.uint8)
@@ -167,6 +184,87 @@ def step_op(device: torch.device) -> Found:
     return found | {"score": step.statistics.score, "seen": step.statistics.seen, "radius": step.statistics.radius}
 
 
+def volume_loss_op(device: torch.device) -> Found:
+    counts = torch.arange(60) * 7 % 70
+    ends, rays = torch.cat([torch.zeros(1), counts.cumsum(0)]).int(), torch.repeat_interleave(torch.arange(60), counts)
+    total = len(rays)
+    places = (rays + drawn(total).double()).sort().values - rays
+    packed = {
+        "rgb": drawn(total, 3, seed=1),
+        "weights": drawn(total, seed=2) / 70,
+        "rays": rays.int(),
+        "offsets": ends,
+        "last": drawn(60, seed=3),
+        "background": drawn(3, seed=4),
+    }
+    packed = {name: value.to(device) for name, value in packed.items()}
+    found = volume_loss_and_grad(
+        **packed,
+        target=drawn(60, 3, seed=5).to(device),
+        s=places.float().to(device),
+        interval=0.01,
+        per_point=0.1,
+        entropy=0.01,
+        distortion=0.1,
+    )
+    return found._asdict() | {"pixels": composite_rays(**packed)}
+
+
+def total_variation_op(device: torch.device) -> Found:
+    values, grad = 4 * drawn(9, 8, 70).to(device), (drawn(9, 8, 70, seed=1) - 0.5).clamp_min(0).to(device)
+    add_total_variation(grad, values, weight=0.5, touched_only=True)
+    cells = (drawn(9 * 8 * 70, seed=2) < 0.5).nonzero()[:, 0]
+    rows = torch.full((9 * 8 * 70,), -1, dtype=torch.int32).index_put((cells,), torch.arange(len(cells)).int())
+    table, table_grad = 4 * drawn(len(cells), 12, seed=3).to(device), torch.zeros(len(cells), 12, device=device)
+    sparse = {"rows": rows.view(9, 8, 70).to(device), "cells": cells.int().to(device)}
+    add_total_variation(table_grad, table, weight=0.5, touched_only=False, **sparse)
+    return {"grad": grad, "table_grad": table_grad}
+
+
+def masked_adam_op(device: torch.device) -> Found:
+    param, rates = drawn(300, 15, 3).to(device), (drawn(300, 15, seed=1) - 0.3).clamp_min(0).to(device)
+    first, second = torch.zeros_like(param), torch.zeros_like(param)
+    for step in (1, 2, 3):
+        grad = (drawn(300, 15, 3, seed=step) - 0.6).clamp_min(0).to(device)
+        adam_masked(param, grad, first, second, step=step, lr=1e-2, rates=rates)
+    return {"param": param, "first": first, "second": second}
+
+
+def march_op(device: torch.device) -> Found:
+    shape, found = (20, 17, 23), {}
+    at = a_density(shape, dtype=torch.float32)
+    values = at.values.to(device).requires_grad_()
+    density = Density(values, at.shifts.to(device), at.occupied.to(device))
+    for name, rays in (("straight", straight_rays), ("bent", bent_rays)):
+        spans = rays(shape, 60, seed=7, dtype=torch.float32)  # no sample within 1e-4 of where a voxel or a limit ends
+        moved_to = {n: getattr(spans, n).to(device) for n in ("origins", "directions", "starts", "counts")}
+        curve = spans.curve and replace(spans.curve, distances=spans.curve.distances.to(device))
+        spans = RaySpans(**moved_to, curve=curve)
+        seen = march(density, spans, Limits(0.5, 1e-4, 1e-4))
+        weights = torch.zeros(60, 512, device=device)
+        weights[seen.rays.long(), (seen.steps - spans.starts[seen.rays.long()]).round().long()] = seen.weights
+        loss = (weights * drawn(60, 512).to(device)).sum() + (seen.last * drawn(60, seed=1).to(device)).sum()
+        found |= {f"weights {name}": weights.detach(), f"last {name}": seen.last.detach()}
+        found[f"v_density {name}"] = torch.autograd.grad(loss, values)[0]
+        found[f"hits {name}"] = hits(density.occupied, shape[2], spans)
+    return found
+
+
+def trilinear_op(device: torch.device) -> Found:
+    shape = (6, 5, 9)
+    rows = torch.arange(270, dtype=torch.int32).view(shape)
+    rows = torch.where(rows % 3 > 0, rows, -1).to(device)
+    points = (drawn(300, 3) * (torch.tensor(shape) + 1) - 1).to(device)
+    found = {}
+    for channels in (3, 12):
+        table = drawn(270, channels, seed=1).to(device).requires_grad_()
+        out = trilinear(table, rows, points)
+        found[f"rows of {channels}"] = out.detach()
+        v_out = drawn(300, channels, seed=2).to(device)
+        found[f"v_table of {channels}"] = torch.autograd.grad(out, table, v_out)[0]
+    return found
+
+
 OPS: dict[str, Callable[[torch.device], Found]] = {
     "project": project_op,
     "bin": bin_op,
@@ -178,7 +276,13 @@ OPS: dict[str, Callable[[torch.device], Found]] = {
     "texture": texture_op,
     "triangles": triangles_op,
     "noise": noise_op,
+    "volume_loss": volume_loss_op,
+    "total_variation": total_variation_op,
+    "masked_adam": masked_adam_op,
+    "sh_color": sh_color_op,
     "step": step_op,
+    "march": march_op,
+    "trilinear": trilinear_op,
 }
 
 

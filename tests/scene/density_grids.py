@@ -23,7 +23,9 @@ def a_density(
     """Raw densities from nearly clear to nearly opaque, with shifts, in a grid of which a share is occupied."""
     values = 8 * drawn(*shape, seed=seed, dtype=dtype) - 6
     shifts = drawn(shape[2], seed=seed + 1, dtype=dtype) - 0.5
-    return Density(values, shifts, pack_bits(drawn(*shape, seed=seed + 2) < occupied))
+    may_be_dense = drawn(*shape, seed=seed + 2) < occupied
+    may_be_dense[0, 0, 0] = True
+    return Density(values, shifts, pack_bits(may_be_dense))
 
 
 def full_density(values: Tensor, shift: float = 0.0) -> Density:

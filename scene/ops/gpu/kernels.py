@@ -5,27 +5,44 @@
 
 from scene.ops.gpu.adam import adam
 from scene.ops.gpu.composite import composite
+from scene.ops.gpu.grid_march import GridMarch, grid_hits
+from scene.ops.gpu.masked_adam import masked_adam
 from scene.ops.gpu.photometric_loss import photometric_loss
+from scene.ops.gpu.sh_color import sh_color, sh_color_backward
 from scene.ops.gpu.splat_bin import SplatBins
 from scene.ops.gpu.splat_blend import SplatBlend
 from scene.ops.gpu.splat_project import project_splats, project_splats_backward, project_splats_dense
 from scene.ops.gpu.splat_update import update_splats
 from scene.ops.gpu.texture import blend_texels, cover, gather_photo, mesh_depth
+from scene.ops.gpu.total_variation import total_variation, total_variation_rows
+from scene.ops.gpu.trilinear import trilinear, trilinear_backward
 from scene.ops.gpu.tsdf import tsdf_integrate
+from scene.ops.gpu.volume_loss import composite_rays, volume_loss
 
 __all__ = [
+    "GridMarch",
     "SplatBins",
     "SplatBlend",
     "adam",
     "blend_texels",
     "composite",
+    "composite_rays",
     "cover",
     "gather_photo",
+    "grid_hits",
+    "masked_adam",
     "mesh_depth",
     "photometric_loss",
     "project_splats",
     "project_splats_backward",
     "project_splats_dense",
+    "sh_color",
+    "sh_color_backward",
+    "total_variation",
+    "total_variation_rows",
+    "trilinear",
+    "trilinear_backward",
     "tsdf_integrate",
     "update_splats",
+    "volume_loss",
 ]

@@ -169,8 +169,9 @@ def test_twin_agrees(kind: str, shape: tuple[int, int, int], dtype: torch.dtype,
     for name in ("points", "weights", "steps", "last"):
         torch.testing.assert_close(getattr(got, name), getattr(wanted, name), rtol=rtol, atol=atol)
     v_got, v_wanted = gradient(march, density, spans, limits), gradient(march_reference, density, spans, limits)
-    limit = 1e-4 if dtype == torch.float32 else 1e-11
-    assert float((v_got - v_wanted).norm()) <= limit * float(v_wanted.norm()) + 1e-12
+    # In a single voxel thousands of gradients of both signs meet.
+    limit, each = (1e-4, 1e-8) if dtype == torch.float32 else (1e-11, 1e-16)
+    assert float((v_got - v_wanted).norm()) <= limit * float(v_wanted.norm()) + each * len(got.weights)
 
 
 @pytest.mark.parametrize("kind", ["straight", "bent"])
