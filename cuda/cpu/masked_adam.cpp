@@ -121,7 +121,8 @@ void masked_adam(Numbers<T> param, Numbers<T> grad, Numbers<T> exp_avg, Numbers<
                  double eps, bool clear) {
     const std::int64_t count = std::int64_t(param.shape(0)), voxels = rates ? std::int64_t(rates->shape(0)) : count;
     for (const auto* other : {&grad, &exp_avg, &exp_avg_sq})
-        if (std::int64_t(other->shape(0)) != count) throw nb::value_error("param, grad and moments must agree in number");
+        if (std::int64_t(other->shape(0)) != count)
+            throw nb::value_error("param, grad and moments must agree in number");
     if (count == 0) return;
     if (voxels == 0 || count % voxels) throw nb::value_error("each voxel must have as many numbers");
     const State<T> state = {param.data(), grad.data(), exp_avg.data(), exp_avg_sq.data(),

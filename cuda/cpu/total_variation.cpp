@@ -55,7 +55,8 @@ void line(T* grad, const T* values, std::int64_t size, const std::int64_t (&step
 template <bool kTouchedOnly, typename T>
 void add_dense(T* grad, const T* values, const std::int64_t (&size)[3], T scale) {
     const std::int64_t down = size[1] * size[2], across = size[2];
-    parallel_ranges(size[0] * size[1], std::max<std::int64_t>(1, kGrain / size[2]), [&](std::int64_t l, std::int64_t to) {
+    const std::int64_t grain = std::max<std::int64_t>(1, kGrain / size[2]);
+    parallel_ranges(size[0] * size[1], grain, [&](std::int64_t l, std::int64_t to) {
         for (; l < to; ++l) {
             const std::int64_t x = l / size[1], y = l % size[1];
             const std::int64_t steps[4] = {x > 0 ? -down : 0, x + 1 < size[0] ? down : 0, y > 0 ? -across : 0,
@@ -104,7 +105,8 @@ void total_variation(Array<T, nb::shape<-1, -1, -1>> grad, Array<const T, nb::sh
     const std::int64_t size[3] = {std::int64_t(grad.shape(0)), std::int64_t(grad.shape(1)),
                                   std::int64_t(grad.shape(2))};
     for (int axis = 0; axis < 3; ++axis)
-        if (std::int64_t(values.shape(axis)) != size[axis]) throw nb::value_error("grad and values must have one shape");
+        if (std::int64_t(values.shape(axis)) != size[axis])
+            throw nb::value_error("grad and values must have one shape");
     if (size[0] * size[1] * size[2] == 0) return;
     nb::gil_scoped_release unlocked;
     (touched_only ? add_dense<true, T> : add_dense<false, T>)(grad.data(), values.data(), size, T(scale));

@@ -67,7 +67,7 @@ void check_offsets(const In<std::int32_t, -1>& offsets, std::size_t rays, std::s
     const std::int32_t* at = offsets.data();
     bool good = offsets.shape(0) == rays + 1 && at[0] == 0 && std::size_t(at[rays]) == samples;
     for (std::size_t r = 0; good && r < rays; ++r) good = at[r] <= at[r + 1];
-    if (!good) throw nb::value_error("offsets must ascend from 0 to the number of samples, one more than there are rays");
+    if (!good) throw nb::value_error("offsets must ascend from 0 to the number of samples, one more than rays");
 }
 
 template <typename T>
@@ -109,7 +109,8 @@ template <typename T>
 void composite_rays(In<T, -1, 3> rgb, In<T, -1> weights, In<std::int32_t, -1> offsets, In<T, -1> last,
                     In<T, 3> background, Out<T, -1, 3> out) {
     const std::size_t samples = weights.shape(0), count = last.shape(0);
-    if (rgb.shape(0) != samples || out.shape(0) != count) throw nb::value_error("samples and rays must agree in number");
+    if (rgb.shape(0) != samples || out.shape(0) != count)
+        throw nb::value_error("samples and rays must agree in number");
     check_offsets(offsets, count, samples);
     nb::gil_scoped_release unlocked;
     parallel_ranges(std::int64_t(count), kGrain, [&](std::int64_t begin, std::int64_t end) {

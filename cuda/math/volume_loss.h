@@ -1,9 +1,9 @@
-// Loss of a pixel that is composited from samples along its ray, with its gradients. Symbols: w_i, c_i weight and colour
-// of a sample, T_end -> last, C = sum_i w_i c_i + T_end * background, C* -> target, R rays, s_i place on the ray.
+// Loss of a pixel that is composited from samples along its ray, with its gradients. Symbols: w_i, c_i, s_i weight,
+// colour and place of a sample, T_end -> last, C = sum_i w_i c_i + T_end * background, C* -> target, R number of rays.
 //   |C - C*|^2 / (3 R)  +  per_point / R  sum_i [w_i] |c_i - C*|^2        DVGO (2022), eq. 10 and 12; [w] is held fixed
 //   + entropy / R  -(p log p + (1 - p) log(1 - p)),  p = T_end clamped    DVGO (2022), eq. 11
 //   + distortion / R  (sum_ij w_i w_j |s_i - s_j| + h/3 sum_i w_i^2)      mip-NeRF 360 (2022), eq. 15; h -> interval
-// The double sum is 2 sum_i w_i (s_i W_i - S_i) with W, S the sums of w and w s over the samples before i, as in DVGOv2.
+// The double sum is 2 sum_i w_i (s_i W_i - S_i), W and S the sums of w and w s over the samples before i, as in DVGOv2.
 #pragma once
 #include "math/host_device.h"
 
@@ -44,7 +44,8 @@ struct PixelLoss {
 
 // color: the samples' sum, without background.
 template <typename T>
-MQ_HD PixelLoss<T> pixel_loss(const T* color, T last, const T* background, const T* target, const VolumeTerms<T>& terms) {
+MQ_HD PixelLoss<T> pixel_loss(const T* color, T last, const T* background, const T* target,
+                              const VolumeTerms<T>& terms) {
     PixelLoss<T> p = {};
     for (int k = 0; k < 3; ++k) {
         const T off = color[k] + last * background[k] - target[k];
@@ -62,7 +63,8 @@ MQ_HD PixelLoss<T> pixel_loss(const T* color, T last, const T* background, const
     return p;
 }
 
-// Adds to the gradients by a sample's colour and weight what comes through the pixel, and returns its own colour's loss.
+// Writes the gradient by a sample's colour, adds that by its weight which comes through the pixel, and returns the loss
+// of its own colour.
 template <typename T>
 MQ_HD T color_loss(T w, const T* c, const T* target, const PixelLoss<T>& pixel, const VolumeTerms<T>& terms, T* v_c,
                    T& v_w) {
