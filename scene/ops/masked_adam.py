@@ -2,7 +2,7 @@
 
 A step touches the voxels around its samples and no others: the rest keep value and moments, and cost one look at their
 gradient. The bias correction counts the global steps. Departure from DVGO's code: eps is added after the second moment
-was corrected, as in the paper and torch.optim.Adam (there it is smaller in the first steps).
+was corrected, as in the paper and torch.optim.Adam (there it weighs up to ten times as much at first).
 """
 
 from __future__ import annotations
