@@ -66,7 +66,7 @@ class GridStep:
     def _prepare(self) -> None:
         """What a step needs of the grid's structure."""
         grid = self.grid
-        self._density_grad, self._features_grad = torch.zeros_like(grid.density), torch.zeros_like(grid.features)
+        self.density_grad, self.features_grad = torch.zeros_like(grid.density), torch.zeros_like(grid.features)
         self._occupied = pack_bits(grid.occupied)
         self._cells = (grid.rows.flatten() >= 0).nonzero()[:, 0].to(torch.int32)
         self._feature_rates = None
@@ -99,6 +99,21 @@ class GridStep:
         threshold: float | None = None,
     ) -> VolumeLoss:
         """One step on R rays. directions: [R, 3] unit, in the world.  target: [R, 3].  Returns the loss."""
+        loss, mlp_grads = self.gradients(spans, directions, target, background, weights, threshold=threshold)
+        self._update(rates, mlp_grads)
+        return loss
+
+    def gradients(
+        self,
+        spans: RaySpans,
+        directions: Tensor,
+        target: Tensor,
+        background: Tensor,
+        weights: Weights,
+        *,
+        threshold: float | None = None,
+    ) -> tuple[VolumeLoss, tuple[Tensor, ...]]:
+        """The loss of R rays and the gradients by the network; those by the grids are added to their `*_grad`."""
         grid = self.grid
         least = grid.threshold if threshold is None else threshold
         self._marched = Marched(
@@ -136,11 +151,10 @@ class GridStep:
             v_features = sh_color_backward(features, samples.rays, view, loss.v_rgb)
         else:
             v_features = loss.v_rgb * rgb * (1 - rgb)
-        trilinear_backward(v_features, grid.rows, samples.points, self._features_grad)
-        self._marched.backward(loss.v_weights, loss.v_last, self._density_grad)
+        trilinear_backward(v_features, grid.rows, samples.points, self.features_grad)
+        self._marched.backward(loss.v_weights, loss.v_last, self.density_grad)
         self._add_variation(weights)
-        self._update(rates, mlp_grads)
-        return loss
+        return loss, mlp_grads
 
     def _colors(self, features: Tensor, rays: Tensor, view: Tensor) -> Tensor:
         if self.grid.head == "mlp":
@@ -152,10 +166,10 @@ class GridStep:
         grid, scale = self.grid, max(self.grid.frame.size) / 128
         only = weights.tv_touched_only
         if weights.tv_density:
-            add_total_variation(self._density_grad, grid.density, weight=weights.tv_density * scale, touched_only=only)
+            add_total_variation(self.density_grad, grid.density, weight=weights.tv_density * scale, touched_only=only)
         if weights.tv_features and len(self._cells) == len(grid.features):
             add_total_variation(
-                self._features_grad,
+                self.features_grad,
                 grid.features,
                 weight=weights.tv_features * scale,
                 rows=grid.rows,
@@ -166,8 +180,8 @@ class GridStep:
     def _update(self, rates: LearningRates, mlp_grads: tuple[Tensor, ...]) -> None:
         self.step += 1
         grids = (
-            ("density", self.grid.density, self._density_grad, rates.density, self.rates),
-            ("features", self.grid.features, self._features_grad, rates.features, self._feature_rates),
+            ("density", self.grid.density, self.density_grad, rates.density, self.rates),
+            ("features", self.grid.features, self.features_grad, rates.features, self._feature_rates),
         )
         for name, param, grad, lr, each in grids:
             adam_masked(param, grad, *self.moments[name], step=self.step, lr=lr, rates=each, betas=BETAS, eps=EPS)

@@ -1,0 +1,97 @@
+"""A training step of DVGO in plain torch, op by op as its authors' code goes, with torch's own fast operators.
+
+grid_sample reads the dense grids, packed samples are filtered by masks, light is counted by sums of logarithms along
+each ray, torch.optim.Adam in its fused form updates the grids. The same maths as `scene/grid_step.py`, dense.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scene.grid_step import LearningRates, Weights
+from scene.ops.grid_march import RaySpans, raw_to_alpha
+from scene.ops.volume_loss import CLEAR
+from scene.voxel_grid import STOP, VoxelGrid, embed
+
+
+class TorchGrid:
+    """A grid in training, all of it dense: density [1, 1, X, Y, Z], features [1, C, X, Y, Z] and the network."""
+
+    def __init__(self, grid: VoxelGrid, rates: LearningRates) -> None:
+        assert grid.mlp is not None
+        self.grid = grid
+        self.density = grid.density[None, None].clone().requires_grad_()
+        dense = torch.where(grid.rows[..., None] >= 0, grid.features[grid.rows.clamp(min=0).long()], 0.0)
+        self.features = dense.permute(3, 0, 1, 2)[None].contiguous().requires_grad_()
+        self.mlp = [tensor.clone().requires_grad_() for tensor in grid.mlp]
+        groups = [
+            {"params": [self.density], "lr": rates.density},
+            {"params": [self.features], "lr": rates.features},
+            {"params": self.mlp, "lr": rates.mlp},
+        ]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-8, fused=True)
+
+    def loss(
+        self, spans: RaySpans, directions: Tensor, target: Tensor, background: Tensor, weights: Weights
+    ) -> tuple[Tensor, int]:
+        """Loss of R rays, and how many samples were coloured."""
+        grid, count = self.grid, len(target)
+        rays = torch.repeat_interleave(torch.arange(count), spans.counts.long())
+        firsts = spans.counts.long().cumsum(0) - spans.counts
+        steps = torch.arange(len(rays)) - firsts[rays]
+        points = spans.origins[rays] + (spans.starts[rays] + steps)[:, None] * spans.directions[rays]
+        nearest = (points + 0.5).floor().long()
+        size = torch.tensor(grid.frame.size)
+        inside = ((nearest >= 0) & (nearest < size)).all(-1)
+        x, y, z = nearest.clamp(min=0).minimum(size - 1).unbind(-1)
+        met = inside & grid.occupied[x, y, z]
+        points, rays = points[met], rays[met]
+        raw = self._sample(self.density, points)[:, 0]
+        alpha = raw_to_alpha(raw + grid.shifts[0], grid.interval)
+        dense = alpha > grid.threshold
+        points, rays, alpha = points[dense], rays[dense], alpha[dense]
+        weight, last = _weights(alpha, rays, count)
+        seen = weight > grid.threshold
+        points, rays, weight = points[seen], rays[seen], weight[seen]
+        inputs = torch.cat([self._sample(self.features, points), embed(directions)[rays]], dim=1)
+        w1, b1, w2, b2, w3, b3 = self.mlp
+        hidden = functional.linear(inputs, w1, b1).relu()
+        rgb = functional.linear(functional.linear(hidden, w2, b2).relu(), w3, b3).sigmoid()
+        pixels = (last[:, None] * background).index_add(0, rays, weight[:, None] * rgb)
+        loss = functional.mse_loss(pixels, target)
+        apart = (weight.detach() * (rgb - target[rays]).square().sum(-1)).sum() / count
+        p = last.clamp(CLEAR, 1 - CLEAR)
+        unsure = -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+        return loss + weights.per_point * apart + weights.entropy * unsure, len(rgb)
+
+    def take(
+        self, spans: RaySpans, directions: Tensor, target: Tensor, background: Tensor, weights: Weights
+    ) -> tuple[Tensor, int]:
+        """One step."""
+        self.optimizer.zero_grad()
+        loss, samples = self.loss(spans, directions, target, background, weights)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), samples
+
+    def _sample(self, values: Tensor, points: Tensor) -> Tensor:
+        """[M, C] at grid coordinates: grid_sample wants z, y, x in -1..1."""
+        size = torch.tensor(self.grid.frame.size)
+        places = (points / (size - 1) * 2 - 1).flip(-1)
+        found = functional.grid_sample(values, places[None, None, None], mode="bilinear", align_corners=True)
+        return found[0, :, 0, 0].T
+
+
+def _weights(alpha: Tensor, rays: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Weights of packed samples and the light left behind each ray, which ends where less than STOP is left."""
+    logs = torch.log1p(-alpha.double().clamp(max=1 - 1e-12))
+    total = logs.cumsum(0)
+    starts = torch.searchsorted(rays, torch.arange(count))
+    before = torch.cat([total.new_zeros(1), total])
+    ahead = before[:-1] - before[starts][rays]
+    reached = ahead.exp() >= STOP
+    weight = torch.where(reached, ahead.exp() * alpha, 0.0)
+    last = torch.zeros(count, dtype=torch.float64).index_add(0, rays, torch.where(reached, logs, 0.0)).exp()
+    return weight.float(), last.float()
