@@ -76,6 +76,7 @@ class GridOptions:
 
 
 def size_of(scene: GridScene, voxels: int, recipe: Recipe) -> tuple[int, int, int]:
+    """Voxels along each axis, about `voxels` in all."""
     return plane_size(scene.box, voxels, recipe.planes) if recipe.planes else grid_size(scene.box, voxels)
 
 

@@ -50,6 +50,7 @@ class Trainer:
 
 
 def fresh(capture: Capture, options: GridOptions, device: torch.device, decide: Callable[[str], None]) -> Trainer:
+    """A training at its start: what kind of scene it is, where its box lies, its first grid."""
     generator = torch.Generator().manual_seed(options.seed)
     kind, why = kind_of(capture)
     if options.scene != "auto":
