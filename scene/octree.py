@@ -20,53 +20,49 @@ from scene.ops.octree_index import FINEST, OctreeIndex, build_index, decode, enc
 
 @dataclass(frozen=True)
 class Octree:
-    """Leaves and their numbers.
+    """Leaves and their numbers, a row for each leaf of `index`.
 
-    data: [L, 3K + 1] float, a row per leaf of `index`: K colour coefficients (r, g, b), then sigma per unit of the world.
+    sigmas: [L] density per unit of the world; below 0 it counts as 0.  sh_coeffs: [L, K, 3] colour before the sigmoid.
     """
 
-    data: Tensor
+    sigmas: Tensor
+    sh_coeffs: Tensor
     index: OctreeIndex
 
     @staticmethod
-    def of(codes: Tensor, levels: Tensor, data: Tensor, offset: Tensor, invradius: Tensor) -> Octree:
+    def of(
+        codes: Tensor, levels: Tensor, sigmas: Tensor, sh_coeffs: Tensor, offset: Tensor, invradius: Tensor
+    ) -> Octree:
         """An octree of leaves in ascending order of their codes; the index is built here.
 
-        codes: [L] int64.  levels: [L] int32.  data: [L, 3K + 1].  offset, invradius: [3].  Raises ValueError when
-        leaves overlap or shapes do not fit.
+        codes: [L] int64.  levels: [L] int32.  offset, invradius: [3].  Raises ValueError when leaves overlap or shapes
+        do not fit.
         """
-        if data.dim() != 2 or len(data) != len(codes) or data.shape[1] % 3 != 1:
-            raise ValueError(f"data must be [{len(codes)}, 3 K + 1], got {tuple(data.shape)}")
-        sh.degree_of(data.shape[1] // 3)
-        return Octree(data, build_index(codes, levels, offset, invradius))
+        if sigmas.shape != codes.shape or sh_coeffs.dim() != 3 or len(sh_coeffs) != len(codes):
+            raise ValueError(
+                f"sigmas must be [{len(codes)}] and sh_coeffs [{len(codes)}, K, 3], got {tuple(sigmas.shape)} and "
+                f"{tuple(sh_coeffs.shape)}"
+            )
+        sh.degree_of(sh_coeffs.shape[1])
+        return Octree(sigmas, sh_coeffs, build_index(codes, levels, offset, invradius))
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.sigmas)
 
     @property
     def sh_degree(self) -> int:
         """Degree of the colours."""
-        return sh.degree_of(self.data.shape[1] // 3)
-
-    @property
-    def sigmas(self) -> Tensor:
-        """[L] densities as they are stored; below 0 a leaf is empty."""
-        return self.data[:, -1]
-
-    @property
-    def sh_coeffs(self) -> Tensor:
-        """[L, K, 3] colour coefficients."""
-        return self.data[:, :-1].reshape(len(self), -1, 3)
+        return sh.degree_of(self.sh_coeffs.shape[1])
 
     @property
     def sides(self) -> Tensor:
         """[L] side of each leaf in the unit cube."""
-        return 0.5 ** self.index.levels.to(self.data)
+        return 0.5 ** self.index.levels.to(self.sigmas)
 
     @property
     def corners(self) -> Tensor:
         """[L, 3] lowest corner of each leaf in the unit cube."""
-        return decode(self.index.codes).to(self.data) / (1 << FINEST)
+        return decode(self.index.codes).to(self.sigmas) / (1 << FINEST)
 
     def to_world(self, points: Tensor) -> Tensor:
         """Points [..., 3] of the unit cube in the world."""
@@ -80,21 +76,20 @@ class Octree:
         """[P] int64: row of the leaf that holds each point [P, 3] of the world, -1 where it is empty."""
         return locate(self.index, self.to_cube(points))[0]
 
-    def with_data(self, data: Tensor) -> Octree:
-        """The same leaves with other numbers."""
-        return replace(self, data=data)
-
     def to(self, *, device: torch.device | str) -> Octree:
         """The same octree on another device."""
         i = self.index
         moved = {name: getattr(i, name).to(device) for name in ("codes", "levels", "top", "nodes")}
-        return Octree(self.data.to(device), replace(i, **moved))
+        return Octree(self.sigmas.to(device), self.sh_coeffs.to(device), replace(i, **moved))
 
 
-def from_cells(cells: Tensor, level: int, data: Tensor, offset: Tensor, invradius: Tensor) -> Octree:
+def from_cells(
+    cells: Tensor, level: int, sigmas: Tensor, sh_coeffs: Tensor, offset: Tensor, invradius: Tensor
+) -> Octree:
     """An octree of leaves of one level at cells [L, 3] (0 to 2^level - 1, none twice), in any order."""
     codes, order = encode(cells.long() << FINEST - level).sort()
-    return Octree.of(codes, torch.full_like(codes, level, dtype=torch.int32), data[order], offset, invradius)
+    levels = torch.full_like(codes, level, dtype=torch.int32)
+    return Octree.of(codes, levels, sigmas[order], sh_coeffs[order], offset, invradius)
 
 
 @dataclass(frozen=True)
@@ -172,23 +167,23 @@ def siblings(octree: Octree) -> Siblings:
 def keep(octree: Octree, kept: Tensor) -> Edit:
     """Only the leaves where kept [L] is true; the others become empty."""
     rows = kept.nonzero().squeeze(1)
-    return _edit(octree, rows, torch.ones_like(rows), octree.index.levels[rows], octree.data[rows])
+    return _edit(octree, rows, torch.ones_like(rows), octree.index.levels[rows])
 
 
 def merge(octree: Octree, group: Siblings) -> Edit:
     """Each group becomes one leaf: mean sigma over eight children, colours weighted by sigma (specs/recon.md, 2h)."""
-    count, device = len(octree), octree.data.device
+    count, device = len(octree), octree.sigmas.device
     absorbed = torch.zeros(count, dtype=torch.bool, device=device)
     members, _ = _members(group.first, group.counts)
     absorbed[members] = True
     absorbed[group.first] = False
     counts = torch.ones(count, dtype=torch.int64, device=device)
     counts[group.first] = group.counts
-    levels, data = octree.index.levels.clone(), octree.data.clone()
+    levels, sigmas, sh_coeffs = octree.index.levels.clone(), octree.sigmas.clone(), octree.sh_coeffs.clone()
     levels[group.first] -= 1
-    data[group.first] = _mixed(octree, group)
+    sigmas[group.first], sh_coeffs[group.first] = _mixed(octree, group)
     rows = (~absorbed).nonzero().squeeze(1)
-    return _edit(octree, rows, counts[rows], levels[rows], data[rows])
+    return _edit(replace(octree, sigmas=sigmas, sh_coeffs=sh_coeffs), rows, counts[rows], levels[rows])
 
 
 def split(octree: Octree, chosen: Tensor) -> Edit:
@@ -199,33 +194,35 @@ def split(octree: Octree, chosen: Tensor) -> Edit:
     within = torch.arange(len(rows), device=chosen.device) - (repeats.cumsum(0) - repeats)[rows]
     levels = octree.index.levels[rows] + chosen[rows].int()
     codes = octree.index.codes[rows] + within * span(levels)
-    new = Octree.of(codes, levels, octree.data[rows], octree.index.offset, octree.index.invradius)
+    new = Octree.of(codes, levels, *_rows(octree, rows))
     return Edit(new, rows, torch.ones_like(rows))
 
 
 def in_sequence(octree: Octree, edits: Sequence[Edit]) -> Edit:
     """Several edits, each of the outcome of the one before, as one; none: all rows as they are."""
-    rows = torch.arange(len(octree), device=octree.data.device)
+    rows = torch.arange(len(octree), device=octree.sigmas.device)
     total = Edit(octree, rows, torch.ones_like(rows))
     for edit in edits:
         total = total.then(edit)
     return total
 
 
-def _edit(octree: Octree, rows: Tensor, counts: Tensor, levels: Tensor, data: Tensor) -> Edit:
-    index = octree.index
-    codes = index.codes[rows] & -span(levels)
-    return Edit(Octree.of(codes, levels, data, index.offset, index.invradius), rows, counts)
+def _edit(octree: Octree, rows: Tensor, counts: Tensor, levels: Tensor) -> Edit:
+    codes = octree.index.codes[rows] & -span(levels)
+    return Edit(Octree.of(codes, levels, *_rows(octree, rows)), rows, counts)
 
 
-def _mixed(octree: Octree, group: Siblings) -> Tensor:
-    """[G, 3K + 1] numbers of the merged leaves."""
+def _rows(octree: Octree, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return octree.sigmas[rows], octree.sh_coeffs[rows], octree.index.offset, octree.index.invradius
+
+
+def _mixed(octree: Octree, group: Siblings) -> tuple[Tensor, Tensor]:
+    """sigmas [G] and sh_coeffs [G, K, 3] of the merged leaves."""
     weights = octree.sigmas.clamp_min(0)
     total = group.sums(weights)
-    plain = group.sums(octree.data[:, :-1]) / group.counts.to(total)[:, None]
-    weighted = group.sums(octree.data[:, :-1] * weights[:, None]) / total.clamp_min(1e-30)[:, None]
-    colors = torch.where((total > 0)[:, None], weighted, plain)
-    return torch.cat([colors, total[:, None] / 8], dim=1)
+    plain = group.sums(octree.sh_coeffs) / group.counts.to(total)[:, None, None]
+    weighted = group.sums(octree.sh_coeffs * weights[:, None, None]) / total.clamp_min(1e-30)[:, None, None]
+    return total / 8, torch.where((total > 0)[:, None, None], weighted, plain)
 
 
 def _members(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,9 +65,7 @@ template <typename T>
 struct OctreeScene {
     OctreeIndex index;
     OctreeFrame<T> frame;
-    const T* data;  // [leaves, width]
-    std::int64_t leaves;
-    int width;
+    OctreeLeaves<T> leaves;
     OctreeRays<T> rays;
     OctreeLimits<T> limits;
 };
@@ -80,7 +78,7 @@ MQ_INLINE Floats sigmoid_of(Floats x) {
 // Basis functions of the lanes' directions and colours of what they hit.
 template <typename T, int Degree>
 struct OctreeShade {
-    static constexpr int kRays = OctreePacket<T>::kRays, kBasis = sh_count(Degree), kWidth = 3 * kBasis + 1;
+    static constexpr int kRays = OctreePacket<T>::kRays, kBasis = sh_count(Degree), kNumbers = 3 * kBasis;
     using Four = Lanes<T, 4>;
     T basis[kBasis][kRays];
 
@@ -101,13 +99,15 @@ struct OctreeShade {
         }
     }
 
-    void color(const T* data, OctreeHits<T>& hits) const {
+    void color(const T* sh, OctreeHits<T>& hits) const {
         T* logits = hits.color.resize(std::size_t(4 * hits.count + 16));
         for (std::int64_t i = 0; i < hits.count; ++i) {
-            const T* row = data + std::int64_t(hits.row[i]) * kWidth;
+            const T* row = sh + std::int64_t(hits.row[i]) * kNumbers;
             const T* y = &basis[0][hits.lane[i]];
-            Four sum = Four(y[0]) * Four::load(row);  // the fourth number belongs to the next coefficient, or is sigma
-            for (int k = 1; k < kBasis; ++k) sum += Four(y[k * kRays]) * Four::load(row + 3 * k);
+            // The fourth number belongs to the next coefficient; behind the last one the table may end.
+            const T* tail = row + kNumbers - 3;
+            Four sum = Four(y[(kBasis - 1) * kRays]) * Four(typename Four::Raw{tail[0], tail[1], tail[2], T(0)});
+            for (int k = 0; k < kBasis - 1; ++k) sum += Four(y[k * kRays]) * Four::load(row + 3 * k);
             sum.store(logits + 4 * i);
         }
         if constexpr (sizeof(T) == 4) {
@@ -128,16 +128,13 @@ struct OctreeShade {
     }
 };
 
-// Calls body(std::integral_constant<int, degree>) for a leaf table of this width. False when no degree has it.
+// Calls body(std::integral_constant<int, degree>) for leaves with so many colour numbers; `octree_scene` checks them.
 template <typename Body>
-bool with_degree(int width, const Body& body) {
-    switch (width) {
-        case 4: body(std::integral_constant<int, 0>()); return true;
-        case 13: body(std::integral_constant<int, 1>()); return true;
-        case 28: body(std::integral_constant<int, 2>()); return true;
-        case 49: body(std::integral_constant<int, 3>()); return true;
-        default: return false;
-    }
+void with_degree(int numbers, const Body& body) {
+    if (numbers == 3) body(std::integral_constant<int, 0>());
+    if (numbers == 12) body(std::integral_constant<int, 1>());
+    if (numbers == 27) body(std::integral_constant<int, 2>());
+    if (numbers == 48) body(std::integral_constant<int, 3>());
 }
 
 template <typename T>
@@ -151,9 +148,10 @@ using Maybe = std::optional<T>;
 template <typename T>
 OctreeScene<T> octree_scene(const Numbers<const std::int32_t>& top, const Table<const std::int32_t>& nodes,
                             const Numbers<const std::int32_t>& shape, const Numbers<const double>& frame,
-                            const Table<const T>& data, const Maybe<Table<const T>>& origins,
-                            const Maybe<Table<const T>>& directions, const Maybe<Numbers<const double>>& camera,
-                            std::int64_t width, std::int64_t height, double stop, double least) {
+                            const Numbers<const T>& sigmas, const Table<const T>& sh,
+                            const Maybe<Table<const T>>& origins, const Maybe<Table<const T>>& directions,
+                            const Maybe<Numbers<const double>>& camera, std::int64_t width, std::int64_t height,
+                            double stop, double least) {
     OctreeScene<T> scene;
     if (shape.shape(0) != 8 || frame.shape(0) != 6 || nodes.shape(1) != 64)
         throw nanobind::value_error("shape must have 8 numbers, frame 6 and nodes 64 a row");
@@ -166,9 +164,10 @@ OctreeScene<T> octree_scene(const Numbers<const std::int32_t>& top, const Table<
         scene.frame.offset[axis] = T(frame.data()[axis] * cells);
         scene.frame.scale[axis] = T(frame.data()[3 + axis] * cells);
     }
-    scene.data = data.data();
-    scene.leaves = std::int64_t(data.shape(0));
-    scene.width = int(data.shape(1));
+    scene.leaves = {sigmas.data(), sh.data(), std::int64_t(sigmas.shape(0)), int(sh.shape(1))};
+    const int numbers = scene.leaves.numbers;
+    if (sh.shape(0) != sigmas.shape(0) || (numbers != 3 && numbers != 12 && numbers != 27 && numbers != 48))
+        throw nanobind::value_error("sh must have a row of 3, 12, 27 or 48 numbers per sigma");
     scene.limits = {T(stop), T(least)};
     OctreeRays<T>& rays = scene.rays;
     if (origins && directions) {

@@ -55,10 +55,10 @@ void render(const OctreeScene<T>& scene, const Pictures<T>& out) {
         for (std::int64_t number = task * kPacketsPerTask; number < end; ++number) {
             const int used = scene.rays.fill(number, packet, ids);
             hits.count = 0;
-            packet.walk(scene.index, scene.frame, scene.data, scene.width, scene.limits, used, hits);
+            packet.walk(scene.index, scene.frame, scene.leaves, scene.limits, used, hits);
             if (hits.count) {
                 shade.look(packet);
-                shade.color(scene.data, hits);
+                shade.color(scene.leaves.sh, hits);
             }
             shade.blend(hits, sums);
             for (int lane = 0; lane < used; ++lane) {
@@ -74,12 +74,13 @@ void render(const OctreeScene<T>& scene, const Pictures<T>& out) {
 
 template <typename T>
 void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
-                   Numbers<const double> frame, Table<const T> data, Maybe<Table<const T>> origins,
-                   Maybe<Table<const T>> directions, Maybe<Numbers<const double>> camera, std::int64_t width,
-                   std::int64_t height, double stop, double least, bool whole, Table<T> rgb, Numbers<T> last,
-                   Maybe<Numbers<T>> depth, Maybe<Numbers<T>> median) {
-    const OctreeScene<T> scene =
-        octree_scene<T>(top, nodes, shape, frame, data, origins, directions, camera, width, height, stop, least);
+                   Numbers<const double> frame, Numbers<const T> sigmas, Table<const T> sh,
+                   Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
+                   Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
+                   double least, bool whole, Table<T> rgb, Numbers<T> last, Maybe<Numbers<T>> depth,
+                   Maybe<Numbers<T>> median) {
+    const OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera,
+                                                 width, height, stop, least);
     const std::size_t rays = std::size_t(scene.rays.rays);
     if (rgb.shape(0) != rays || rgb.shape(1) != 3 || last.shape(0) != rays ||
         (depth && (!median || depth->shape(0) != rays || median->shape(0) != rays)))
@@ -87,17 +88,14 @@ void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> no
     const Pictures<T> out{rgb.data(), last.data(), depth ? depth->data() : nullptr, depth ? median->data() : nullptr,
                           whole};
     nb::gil_scoped_release unlocked;
-    if (!with_degree(scene.width, [&](auto degree) { render<T, degree()>(scene, out); })) {
-        nb::gil_scoped_acquire locked;
-        throw nb::value_error("the leaf table must have 4, 13, 28 or 49 columns");
-    }
+    with_degree(scene.leaves.numbers, [&](auto degree) { render<T, degree()>(scene, out); });
 }
 
 template <typename T>
 void bind(nb::module_& m) {
     m.def("octree_render", &octree_render<T>, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("data").noconvert(),
-          nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
+          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("sigmas").noconvert(),
+          nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
           nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
           nb::arg("whole"), nb::arg("rgb").noconvert(), nb::arg("last").noconvert(),
           nb::arg("depth").noconvert().none(), nb::arg("median").noconvert().none(),

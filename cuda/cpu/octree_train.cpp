@@ -64,8 +64,8 @@ class Records {
     std::int64_t ranges = 0;
 
     void plan(const OctreeScene<T>& scene) {
-        for (range_bits = 6; range_bits < 10 && scene.leaves >> range_bits > 128;) ++range_bits;
-        ranges = (scene.leaves + (std::int64_t(1) << range_bits) - 1) >> range_bits;
+        for (range_bits = 6; range_bits < 10 && scene.leaves.count >> range_bits > 128;) ++range_bits;
+        ranges = (scene.leaves.count + (std::int64_t(1) << range_bits) - 1) >> range_bits;
         tasks.resize(std::size_t((scene.rays.packets() + kPacketsPerTask - 1) / kPacketsPerTask));
     }
 
@@ -90,7 +90,7 @@ class Records {
             for (std::int64_t number = task * kPacketsPerTask; number < end; ++number) {
                 const int used = scene.rays.fill(number, packet, ids);
                 hits.count = 0;
-                packet.walk(scene.index, scene.frame, scene.data, scene.width, scene.limits, used, hits);
+                packet.walk(scene.index, scene.frame, scene.leaves, scene.limits, used, hits);
                 if (wanted == Wanted::kWeights) {
                     for (std::int64_t i = 0; i < hits.count; ++i)
                         records.push_back({hits.row[i], ids[hits.lane[i]], {}, hits.weight[i]});
@@ -99,7 +99,7 @@ class Records {
                 T sums[4 * OctreePacket<T>::kRays], v[4 * OctreePacket<T>::kRays], behind[OctreePacket<T>::kRays];
                 if (hits.count) {
                     shade.look(packet);
-                    shade.color(scene.data, hits);
+                    shade.color(scene.leaves.sh, hits);
                     for (int lane = 0; lane < used; ++lane)
                         for (int k = 0; k < kBasis; ++k) all_basis[ids[lane] * kBasis + k] = shade.basis[k][lane];
                 }
@@ -151,7 +151,7 @@ class Records {
                     sum[3] += sigma;
                 }
             }
-            const std::int64_t last = std::min(size, scene.leaves - first);
+            const std::int64_t last = std::min(size, scene.leaves.count - first);
             for (std::int64_t local = 0; local < last; ++local)
                 if (met[std::size_t(local)]) body(first + local, sums.data() + local * kRow);
         });
@@ -204,42 +204,37 @@ class Records {
 };
 
 template <typename T>
-bool run(Records<T>& records, const OctreeScene<T>& scene, Wanted wanted, const Upstream<T>& up) {
-    return with_degree(scene.width, [&](auto degree) { records.template trace<degree()>(scene, wanted, up); });
+void run(Records<T>& records, const OctreeScene<T>& scene, Wanted wanted, const Upstream<T>& up) {
+    with_degree(scene.leaves.numbers, [&](auto degree) { records.template trace<degree()>(scene, wanted, up); });
 }
 
-void check_width(bool known) {
-    if (known) return;
-    nb::gil_scoped_acquire locked;
-    throw nb::value_error("the leaf table must have 4, 13, 28 or 49 columns");
-}
-
-// The gradient of a picture by the leaf table, v_data [leaves, width], written whole.
+// The gradient of a picture by the leaves, v_sigmas [leaves] and v_sh [leaves, numbers], written whole.
 template <typename T>
 void octree_backward(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes,
-                     Numbers<const std::int32_t> shape, Numbers<const double> frame, Table<const T> data,
-                     Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
+                     Numbers<const std::int32_t> shape, Numbers<const double> frame, Numbers<const T> sigmas,
+                     Table<const T> sh, Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                      Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
-                     double least, Table<const T> v_rgb, Numbers<const T> v_last, Table<T> v_data) {
-    const OctreeScene<T> scene =
-        octree_scene<T>(top, nodes, shape, frame, data, origins, directions, camera, width, height, stop, least);
+                     double least, Table<const T> v_rgb, Numbers<const T> v_last, Numbers<T> v_sigmas, Table<T> v_sh) {
+    const OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera,
+                                                 width, height, stop, least);
     const std::size_t rays = std::size_t(scene.rays.rays);
     if (v_rgb.shape(0) != rays || v_rgb.shape(1) != 3 || v_last.shape(0) != rays ||
-        v_data.shape(0) != data.shape(0) || v_data.shape(1) != data.shape(1))
+        v_sigmas.shape(0) != sigmas.shape(0) || v_sh.shape(0) != sh.shape(0) || v_sh.shape(1) != sh.shape(1))
         throw nb::value_error("gradients must have the shapes of what they belong to");
     nb::gil_scoped_release unlocked;
     Records<T> records;
     Upstream<T> up;
     up.v_rgb = v_rgb.data(), up.v_last = v_last.data();
-    check_width(run(records, scene, Wanted::kGradients, up));
-    std::fill(v_data.data(), v_data.data() + v_data.size(), T(0));
-    with_degree(scene.width, [&](auto degree) {
+    run(records, scene, Wanted::kGradients, up);
+    std::fill(v_sigmas.data(), v_sigmas.data() + v_sigmas.size(), T(0));
+    std::fill(v_sh.data(), v_sh.data() + v_sh.size(), T(0));
+    with_degree(scene.leaves.numbers, [&](auto degree) {
         constexpr int kBasis = sh_count(degree());
         records.template collect<degree()>(scene, [&](std::int64_t row, const T* g) {
-            T* to = v_data.data() + row * scene.width;
+            T* to = v_sh.data() + row * 3 * kBasis;
             for (int k = 0; k < kBasis; ++k)
                 for (int c = 0; c < 3; ++c) to[3 * k + c] = g[4 * k + c];
-            to[3 * kBasis] = g[3];
+            v_sigmas.data()[row] = g[3];
         });
     });
 }
@@ -247,17 +242,17 @@ void octree_backward(Numbers<const std::int32_t> top, Table<const std::int32_t> 
 // Adds each leaf's weights over all rays to sums [leaves] and raises maxima [leaves] to the largest.
 template <typename T>
 void octree_weights(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes,
-                    Numbers<const std::int32_t> shape, Numbers<const double> frame, Table<const T> data,
-                    Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
+                    Numbers<const std::int32_t> shape, Numbers<const double> frame, Numbers<const T> sigmas,
+                    Table<const T> sh, Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                     Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
                     double least, Numbers<T> sums, Numbers<T> maxima) {
-    const OctreeScene<T> scene =
-        octree_scene<T>(top, nodes, shape, frame, data, origins, directions, camera, width, height, stop, least);
-    if (sums.shape(0) != data.shape(0) || maxima.shape(0) != data.shape(0))
+    const OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera,
+                                                 width, height, stop, least);
+    if (sums.shape(0) != sigmas.shape(0) || maxima.shape(0) != sigmas.shape(0))
         throw nb::value_error("sums and maxima must have a number per leaf");
     nb::gil_scoped_release unlocked;
     Records<T> records;
-    check_width(run(records, scene, Wanted::kWeights, Upstream<T>()));
+    run(records, scene, Wanted::kWeights, Upstream<T>());
     parallel_tasks(records.ranges, [&](std::int64_t range, int) {
         for (const auto& task : records.tasks)
             for (std::int32_t i = task.begins[std::size_t(range)]; i < task.begins[std::size_t(range) + 1]; ++i) {
@@ -268,42 +263,49 @@ void octree_weights(Numbers<const std::int32_t> top, Table<const std::int32_t> n
     });
 }
 
+// Parameters with their two moments, all of one shape.
+struct Trained {
+    float *param, *exp_avg, *exp_avg_sq;
+    AdamStep<float> step;
+};
+
 // Trains leaves on one picture at a time; keeps its working memory.
 class OctreeTrainer {
   public:
     // Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met.
     double step(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
-                Numbers<const double> frame, Table<float> data, Numbers<const double> camera, std::int64_t width,
-                std::int64_t height, double stop, double least, Table<const float> target,
-                Numbers<const float> background, Table<float> exp_avg, Table<float> exp_avg_sq, std::int64_t number,
-                double lr_sh, double lr_sigma, double beta1, double beta2, double eps) {
-        const Table<const float> leaves(data);
-        const OctreeScene<float> scene = octree_scene<float>(top, nodes, shape, frame, leaves, std::nullopt,
-                                                             std::nullopt, camera, width, height, stop, least);
-        const auto fits = [&](const Table<float>& other) {
-            return other.shape(0) == data.shape(0) && other.shape(1) == data.shape(1);
-        };
+                Numbers<const double> frame, Numbers<float> sigmas, Table<float> sh, Numbers<const double> camera,
+                std::int64_t width, std::int64_t height, double stop, double least, Table<const float> target,
+                Numbers<const float> background, Array<float, nb::shape<2, -1>> sigma_moments,
+                Array<float, nb::shape<2, -1, -1>> sh_moments, std::int64_t number, double lr_sigma, double lr_sh,
+                double beta1, double beta2, double eps) {
+        const OctreeScene<float> scene =
+            octree_scene<float>(top, nodes, shape, frame, Numbers<const float>(sigmas), Table<const float>(sh),
+                                std::nullopt, std::nullopt, camera, width, height, stop, least);
         if (target.shape(0) != std::size_t(scene.rays.rays) || target.shape(1) != 3 || background.shape(0) != 3 ||
-            !fits(exp_avg) || !fits(exp_avg_sq))
+            sigma_moments.shape(1) != sigmas.shape(0) || sh_moments.shape(1) != sh.shape(0) ||
+            sh_moments.shape(2) != sh.shape(1))
             throw nb::value_error("target must have a row per pixel, background 3 numbers, moments the leaves' shape");
         nb::gil_scoped_release unlocked;
         Upstream<float> up;
         up.target = target.data(), up.background = background.data();
         up.scale = 2.0f;
-        check_width(run(records_, scene, Wanted::kGradients, up));
-        const AdamStep<float> sh = adam_step<float>(number, lr_sh, beta1, beta2, eps);
-        const AdamStep<float> sigma = adam_step<float>(number, lr_sigma, beta1, beta2, eps);
-        with_degree(scene.width, [&](auto degree) {
-            constexpr int kBasis = sh_count(degree()), kWidth = 3 * kBasis + 1;
+        run(records_, scene, Wanted::kGradients, up);
+        const Trained density{sigmas.data(), sigma_moments.data(), sigma_moments.data() + sigmas.size(),
+                              adam_step<float>(number, lr_sigma, beta1, beta2, eps)};
+        const Trained color{sh.data(), sh_moments.data(), sh_moments.data() + sh.size(),
+                            adam_step<float>(number, lr_sh, beta1, beta2, eps)};
+        with_degree(scene.leaves.numbers, [&](auto degree) {
+            constexpr int kBasis = sh_count(degree()), kNumbers = 3 * kBasis;
             records_.collect<degree()>(scene, [&](std::int64_t row, const float* g) {
-                float v[kWidth];
+                float v[kNumbers];
                 for (int k = 0; k < kBasis; ++k)
                     for (int c = 0; c < 3; ++c) v[3 * k + c] = g[4 * k + c];
-                float* p = data.data() + row * kWidth;
-                float *m = exp_avg.data() + row * kWidth, *s = exp_avg_sq.data() + row * kWidth;
+                float *p = color.param + row * kNumbers, *m = color.exp_avg + row * kNumbers;
+                float* s = color.exp_avg_sq + row * kNumbers;
 #pragma GCC ivdep
-                for (int i = 0; i < 3 * kBasis; ++i) adam_update(p[i], v[i], m[i], s[i], sh);
-                adam_update(p[3 * kBasis], g[3], m[3 * kBasis], s[3 * kBasis], sigma);
+                for (int i = 0; i < kNumbers; ++i) adam_update(p[i], v[i], m[i], s[i], color.step);
+                adam_update(density.param[row], g[3], density.exp_avg[row], density.exp_avg_sq[row], density.step);
             });
         });
         return records_.loss();
@@ -316,14 +318,15 @@ class OctreeTrainer {
 template <typename T>
 void bind(nb::module_& m) {
     m.def("octree_backward", &octree_backward<T>, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("data").noconvert(),
-          nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
+          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("sigmas").noconvert(),
+          nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
           nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
-          nb::arg("v_rgb").noconvert(), nb::arg("v_last").noconvert(), nb::arg("v_data").noconvert(),
+          nb::arg("v_rgb").noconvert(), nb::arg("v_last").noconvert(), nb::arg("v_sigmas").noconvert(),
+          nb::arg("v_sh").noconvert(),
           "Gradient of colours and remaining light by the leaf table.");
     m.def("octree_weights", &octree_weights<T>, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("data").noconvert(),
-          nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
+          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("sigmas").noconvert(),
+          nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
           nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
           nb::arg("sums").noconvert(), nb::arg("maxima").noconvert(), "Sum and maximum of each leaf's weights.");
 }
@@ -336,10 +339,10 @@ void bind_octree_train(nb::module_& m) {
     nb::class_<OctreeTrainer>(m, "OctreeTrainer", "Trains leaves on one picture at a time; keeps its working memory.")
         .def(nb::init<>())
         .def("step", &OctreeTrainer::step, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-             nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("data").noconvert(),
-             nb::arg("camera").noconvert(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
-             nb::arg("target").noconvert(), nb::arg("background").noconvert(), nb::arg("exp_avg").noconvert(),
-             nb::arg("exp_avg_sq").noconvert(), nb::arg("number"), nb::arg("lr_sh"), nb::arg("lr_sigma"),
+             nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
+             nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("camera").noconvert(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
+             nb::arg("target").noconvert(), nb::arg("background").noconvert(), nb::arg("sigma_moments").noconvert(),
+             nb::arg("sh_moments").noconvert(), nb::arg("number"), nb::arg("lr_sigma"), nb::arg("lr_sh"),
              nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"));
 }
 

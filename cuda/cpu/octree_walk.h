@@ -38,6 +38,22 @@ struct OctreeHits {
     }
 };
 
+// The numbers of the leaves, and what lies ahead of use.
+template <typename T>
+struct OctreeLeaves {
+    const T* sigmas;  // [count]
+    const T* sh;      // [count, numbers], numbers = 3 per basis function
+    std::int64_t count;
+    int numbers;
+
+    MQ_INLINE void prefetch(std::int64_t row) const {
+        const char* first = reinterpret_cast<const char*>(sh + row * numbers);
+        const char* last = reinterpret_cast<const char*>(sh + row * numbers + numbers - 1);
+        for (; first < last; first += 64) __builtin_prefetch(first);
+        __builtin_prefetch(last);
+    }
+};
+
 // How far and through what rays go.
 template <typename T>
 struct OctreeLimits {
@@ -54,7 +70,7 @@ struct OctreePacket<double> {
     double origin[3][1], direction[3][1];
     double last[1];
 
-    void walk(const OctreeIndex& index, const OctreeFrame<double>& frame, const double* data, int width,
+    void walk(const OctreeIndex& index, const OctreeFrame<double>& frame, const OctreeLeaves<double>& leaves,
               const OctreeLimits<double>& limits, int used, OctreeHits<double>& hits) {
         last[0] = 1.0;
         OctreeRay<double> ray;
@@ -66,7 +82,7 @@ struct OctreePacket<double> {
             const double from = ray.t;
             inside = octree_advance(index, cell, ray);
             if (cell.row < 0) continue;
-            const double sigma = data[std::int64_t(cell.row) * width + width - 1];
+            const double sigma = leaves.sigmas[cell.row];
             if (!(sigma > limits.least) || !(ray.t > from)) continue;
             const double length = (ray.t - from) * ray.length, pass = exp(-sigma * length);
             hits.reserve(1);
@@ -142,7 +158,7 @@ struct OctreePacket<float> {
     float last[kRays];
 
     // The same steps as octree_enter, octree_cell and octree_advance, for all lanes at once.
-    void walk(const OctreeIndex& index, const OctreeFrame<float>& frame, const float* data, int width,
+    void walk(const OctreeIndex& index, const OctreeFrame<float>& frame, const OctreeLeaves<float>& leaves,
               const OctreeLimits<float>& limits, int used, OctreeHits<float>& hits) {
         const Floats one(1.0f), zero(0.0f);
         Floats o[3], d[3], inverse[3], squares = zero, t = zero, leave(3e38f);
@@ -203,12 +219,13 @@ struct OctreePacket<float> {
             t = maximum(t, nearest);
             const Choice leaf = greater(whole(kOctreeFar), row) & active;
             if (bits(leaf)) {
-                const Ints densities = row * width + (width - 1);
-                const Floats sigma((Floats::Raw)gather(leaf, reinterpret_cast<const std::int32_t*>(data), densities,
-                                                       whole(0)));
+                const auto* sigmas = reinterpret_cast<const std::int32_t*>(leaves.sigmas);
+                const Floats sigma((Floats::Raw)gather(leaf, sigmas, row, whole(0)));
                 const Floats dt = t - from;
                 const Choice met = leaf & greater(sigma, Floats(limits.least)) & greater(dt, zero);
                 if (const std::uint32_t hit = bits(met)) {
+                    // Their colours are wanted when the packet is through.
+                    for (std::uint32_t left = hit; left; left &= left - 1) leaves.prefetch(row[__builtin_ctz(left)]);
                     const Floats length = dt * ray_length;
                     const Floats pass = exp2(maximum(sigma * length * Floats(-1.44269504f), Floats(-126.0f)));
                     const Floats after = light * pass;

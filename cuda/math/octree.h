@@ -1,7 +1,7 @@
 // An octree of cubes with constant density and colour (PlenOctrees, Yu et al. 2021): how a ray goes from leaf to leaf,
 // what a leaf shows, and the gradient. specs/recon.md, 2d.
-//   Rows of the leaf table: colour coefficients, coefficient-major (r, g, b of the first basis function, then of the
-//   next), then sigma per unit length of the world. Colour = sigmoid(sum_k Y_k coefficient_k), density = max(0, sigma).
+//   A leaf has sigma per unit length of the world and K colour coefficients, coefficient-major (r, g, b of the first
+//   basis function, then of the next). Colour = sigmoid(sum_k Y_k coefficient_k), density = max(0, sigma).
 // Departure: no step of epsilon at a face. Cells are whole numbers; the cell behind a face is known exactly, so lengths
 // of leaves add up to the ray and none is missed.
 #pragma once

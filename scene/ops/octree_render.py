@@ -1,8 +1,7 @@
 """Rays through an octree of cubes with constant density and colour: pictures, gradients, weights and training steps.
 
-PlenOctrees (Yu et al., 2021) and DOT (Bai et al., 2023). Row i of the leaf table [L, 3K + 1] belongs to leaf i of the
-index: K colour coefficients (r, g, b of the first basis function, then of the next; K = 1, 4, 9 or 16), then sigma. A
-leaf shows sigmoid(sum_k Y_k(direction) coefficient_k) and has the density max(0, sigma) per unit of the world.
+PlenOctrees (Yu et al., 2021) and DOT (Bai et al., 2023). Leaf i of the index has sigmas[i] and sh_coeffs[i]: it shows
+sigmoid(sum_k Y_k(direction) sh_coeffs[i, k]), K = 1, 4, 9 or 16, and has the density max(0, sigma) per world unit.
 Departure: the pieces of a ray in its leaves are exact; the authors add 1e-5 to each step instead.
 """
 
@@ -73,7 +72,8 @@ class Seen:
 
 
 def render_octree(
-    data: Tensor,
+    sigmas: Tensor,
+    sh_coeffs: Tensor,
     index: OctreeIndex,
     rays: Rays,
     *,
@@ -84,77 +84,87 @@ def render_octree(
 ) -> Seen:
     """What rays see of the leaves.
 
-    data: [L, 3K + 1] float32 or float64.  stop: a ray ends when less light is left.  least: leaves of at most this
+    sigmas: [L] float32 or float64.  sh_coeffs: [L, K, 3].  stop: a ray ends when less light is left.
+    least: leaves of at most this
     density are passed through.  whole: rays ended early show their colour divided by what they have gathered, and no
-    background (the viewer's rule).  Differentiable in data unless `whole`.  Source: specs/recon.md, 2d and 0.2.
+    background (the viewer's rule).  Differentiable in both unless `whole`.  Source: specs/recon.md, 2d and 0.2.
     Raises ValueError when shapes do not fit.
     """
-    _check(data, index, rays)
-    if native.has(data.device, data.dtype):
-        rgb, last, depth, median = _Render.apply(data.contiguous(), index, rays, stop, least, whole, with_depth)
-        return Seen(rgb, last, depth, median)
-    return render_octree_reference(data, index, rays, stop=stop, least=least, whole=whole, with_depth=with_depth)
+    _check(sigmas, sh_coeffs, index, rays)
+    if native.has(sigmas.device, sigmas.dtype):
+        leaves = (sigmas.contiguous(), sh_coeffs.contiguous())
+        return Seen(*_Render.apply(*leaves, index, rays, stop, least, whole, with_depth))
+    return render_octree_reference(
+        sigmas, sh_coeffs, index, rays, stop=stop, least=least, whole=whole, with_depth=with_depth
+    )
 
 
 class _Render(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float, whole: bool, deep: bool
+        ctx: Any, sigmas: Tensor, sh_coeffs: Tensor, index: OctreeIndex, rays: Rays, *options: Any
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        ctx.save_for_backward(data)
+        stop, least, whole, deep = options
+        ctx.save_for_backward(sigmas, sh_coeffs)
         ctx.others = index, rays, stop, least, whole
         count = len(rays)
-        rgb, last = data.new_empty(count, 3), data.new_empty(count)
-        depth, median = (data.new_empty(count), data.new_empty(count)) if deep else (None, None)
+        rgb, last = sigmas.new_empty(count, 3), sigmas.new_empty(count)
+        depth, median = (sigmas.new_empty(count), sigmas.new_empty(count)) if deep else (None, None)
         if deep:
             ctx.mark_non_differentiable(depth, median)
-        native.kernels(data.device).octree_render(
-            *scene_arguments(data, index, rays, stop, least), whole, rgb, last, depth, median
-        )
+        arguments = scene_arguments(sigmas, sh_coeffs, index, rays, stop, least)
+        native.kernels(sigmas.device).octree_render(*arguments, whole, rgb, last, depth, median)
         return rgb, last, depth, median
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
-        (data,) = ctx.saved_tensors
+        sigmas, sh_coeffs = ctx.saved_tensors
         index, rays, stop, least, whole = ctx.others
         if whole:
             raise ValueError("a picture drawn with whole=True has no gradient; it is for viewing")
-        v_data = torch.empty_like(data)
-        v_rgb, v_last = v[0].contiguous(), v[1].contiguous()
-        arguments = scene_arguments(data, index, rays, stop, least)
-        native.kernels(data.device).octree_backward(*arguments, v_rgb, v_last, v_data)
-        return v_data, None, None, None, None, None, None
+        v_sigmas, v_sh = torch.empty_like(sigmas), torch.empty_like(sh_coeffs)
+        arguments = scene_arguments(sigmas, sh_coeffs, index, rays, stop, least)
+        native.kernels(sigmas.device).octree_backward(
+            *arguments, v[0].contiguous(), v[1].contiguous(), v_sigmas, v_sh.view(len(v_sh), -1)
+        )
+        return v_sigmas, v_sh, None, None, None, None, None, None
 
 
 def leaf_weights(
-    data: Tensor, index: OctreeIndex, rays: Rays, sums: Tensor, maxima: Tensor, *, stop: float = 0.0, least: float = 0.0
+    sigmas: Tensor, index: OctreeIndex, rays: Rays, sums: Tensor, maxima: Tensor, *, stop: float = 0, least: float = 0
 ) -> None:
     """Adds to sums [L] what each leaf's weights over all rays come to, and raises maxima [L] to their largest.
 
     The sums of all leaves add up to the number of rays less the light left.  Not differentiable.
     Raises ValueError when shapes do not fit.
     """
-    _check(data, index, rays)
+    sigmas = sigmas.detach().contiguous()
+    colorless = sigmas.new_zeros(1, 1, 3).expand(len(sigmas), 1, 3)
+    _check(sigmas, colorless, index, rays)
     for name, value in {"sums": sums, "maxima": maxima}.items():
-        if value.shape != data.shape[:1] or value.dtype != data.dtype or not value.is_contiguous():
-            raise ValueError(f"{name} must be [{len(data)}] {data.dtype}, got {tuple(value.shape)} {value.dtype}")
-    if native.has(data.device, data.dtype):
-        arguments = scene_arguments(data.detach().contiguous(), index, rays, stop, least)
-        native.kernels(data.device).octree_weights(*arguments, sums, maxima)
+        if value.shape != sigmas.shape or value.dtype != sigmas.dtype or not value.is_contiguous():
+            raise ValueError(f"{name} must be [{len(sigmas)}] {sigmas.dtype}, got {tuple(value.shape)} {value.dtype}")
+    if native.has(sigmas.device, sigmas.dtype):
+        arguments = scene_arguments(sigmas, colorless.contiguous(), index, rays, stop, least)
+        native.kernels(sigmas.device).octree_weights(*arguments, sums, maxima)
         return
-    hits = _walk(data.detach(), index, rays, stop, least)
+    hits = _walk(sigmas, index, rays, stop, least)
     sums.index_add_(0, hits.rows, hits.weights)
     maxima.scatter_reduce_(0, hits.rows, hits.weights, "amax")
 
 
-def scene_arguments(data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float) -> tuple[Any, ...]:
+def scene_arguments(
+    sigmas: Tensor, sh_coeffs: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float
+) -> tuple[Any, ...]:
     """What every octree kernel takes first."""
     table = (index.top.view(-1), index.nodes.view(-1, 64), index.shape, index.frame)
-    return (*table, data, *rays.arguments(data.dtype), stop, least)
+    leaves = (sigmas, sh_coeffs.view(len(sh_coeffs), -1))
+    return (*table, *leaves, *rays.arguments(sigmas.dtype), stop, least)
 
 
 def render_octree_reference(
-    data: Tensor,
+    sigmas: Tensor,
+    sh_coeffs: Tensor,
     index: OctreeIndex,
     rays: Rays,
     *,
@@ -164,14 +174,13 @@ def render_octree_reference(
     with_depth: bool = False,
 ) -> Seen:
     """The same in plain torch: all rays walk in step, each look-up a search among the leaves' codes."""
-    hits = _walk(data, index, rays, stop, least)
+    hits = _walk(sigmas, index, rays, stop, least)
     count = len(rays)
     _, directions = rays.expanded()
-    directions = torch.nn.functional.normalize(directions.to(data), dim=-1)
-    values = sh.basis(directions, sh.degree_of(data.shape[1] // 3))[hits.rays]
-    shown = data[hits.rows, :-1].view(len(values), values.shape[1], 3)
-    colors = torch.sigmoid((values[:, :, None] * shown).sum(1))
-    rgb = data.new_zeros(count, 3).index_add(0, hits.rays, hits.weights[:, None] * colors)
+    directions = torch.nn.functional.normalize(directions.to(sigmas), dim=-1)
+    values = sh.basis(directions, sh.degree_of(sh_coeffs.shape[1]))[hits.rays]
+    colors = torch.sigmoid((values[:, :, None] * sh_coeffs[hits.rows]).sum(1))
+    rgb = sigmas.new_zeros(count, 3).index_add(0, hits.rays, hits.weights[:, None] * colors)
     last = hits.last
     if whole:
         ended = last < stop
@@ -180,14 +189,12 @@ def render_octree_reference(
     if not with_depth:
         return Seen(rgb, last)
     weights, after = hits.weights.detach(), hits.after.detach()
-    middle = data.new_zeros(count).index_add(0, hits.rays, weights * (hits.t + 0.5 * hits.dt))
-    total = data.new_zeros(count).index_add(0, hits.rays, weights)
+    middle = sigmas.new_zeros(count).index_add(0, hits.rays, weights * (hits.t + 0.5 * hits.dt))
+    total = sigmas.new_zeros(count).index_add(0, hits.rays, weights)
     before = after + weights
     half = (before >= 0.5) & (after < 0.5)
-    share = torch.log(before / 0.5) / torch.log(
-        before / after.clamp_min(1e-300 if data.dtype == torch.float64 else 1e-38)
-    )
-    median = data.new_zeros(count)
+    share = torch.log(before / 0.5) / torch.log(before / after.clamp_min(torch.finfo(sigmas.dtype).tiny))
+    median = sigmas.new_zeros(count)
     median[hits.rays[half]] = (hits.t + share.clamp(0, 1) * hits.dt)[half]
     return Seen(rgb, last, torch.where(total > 0, middle / total.clamp_min(1e-30), 0), median)
 
@@ -205,10 +212,10 @@ class _Hits:
     last: Tensor
 
 
-def _walk(data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float) -> _Hits:
-    """Every ray from cell to cell of the finest level that leaves have, leaves as a whole; on the leaves' own device."""
-    origins, directions = (part.to(data) for part in rays.expanded())
-    offset, scale = index.offset.to(data), index.invradius.to(data)
+def _walk(sigmas: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float) -> _Hits:
+    """Every ray from cell to cell of the finest level that leaves have, and across whole leaves."""
+    origins, directions = (part.to(sigmas) for part in rays.expanded())
+    offset, scale = index.offset.to(sigmas), index.invradius.to(sigmas)
     level = int(index.levels.max()) if len(index.levels) else 0
     cells = 1 << level
     o, d = (offset + scale * origins) * cells, scale * directions * cells
@@ -218,7 +225,7 @@ def _walk(data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: floa
     ids = (enter < leave).nonzero().squeeze(1)
     t = enter[ids]
     at = (o[ids] + t[:, None] * d[ids]).floor().long().clamp(0, cells - 1)
-    light, last = data.new_ones(len(ids)), data.new_ones(len(rays))
+    light, last = sigmas.new_ones(len(ids)), sigmas.new_ones(len(rays))
     lengths = directions.norm(dim=1)
     found: list[tuple[Tensor, ...]] = []
     while len(ids):
@@ -230,7 +237,7 @@ def _walk(data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: floa
         forward = d[ids] > 0
         out = (torch.where(forward, high, low) - o[ids]) / d[ids]
         after = torch.maximum(t, out.amin(1))
-        sigma = data[held, -1]
+        sigma = sigmas[held]
         met = (rows >= 0) & (sigma > least) & (after > t)
         passed = torch.where(met, torch.exp(-sigma * ((after - t) * lengths[ids])), 1)
         weight, light = light * (1 - passed), light * passed
@@ -241,17 +248,19 @@ def _walk(data: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: floa
         keep = ((at >= 0) & (at < cells)).all(1) & ~(met & (light < stop))
         ids, t, at, light = ids[keep], after[keep], at[keep], light[keep]
     if not found:
-        nothing = data.new_zeros(0)
+        nothing = sigmas.new_zeros(0)
         return _Hits(ids, ids, nothing, nothing, nothing, nothing, last)
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     return _Hits(*columns, last)
 
 
-def _check(data: Tensor, index: OctreeIndex, rays: Rays) -> None:
-    if data.dim() != 2 or data.shape[1] not in (4, 13, 28, 49) or not data.is_floating_point():
-        raise ValueError(f"the leaf table must be float [L, 3 K + 1] with K = 1, 4, 9 or 16, got {tuple(data.shape)}")
-    if len(data) != len(index.codes):
-        raise ValueError(f"the leaf table has {len(data)} rows, its index {len(index.codes)} leaves; build it anew")
+def _check(sigmas: Tensor, sh_coeffs: Tensor, index: OctreeIndex, rays: Rays) -> None:
+    count = len(index.codes)
+    if tuple(sigmas.shape) != (count,) or not sigmas.is_floating_point():
+        raise ValueError(f"sigmas must be float [{count}], one for each leaf of the index, got {tuple(sigmas.shape)}")
+    if sh_coeffs.dim() != 3 or len(sh_coeffs) != count or sh_coeffs.shape[2] != 3 or sh_coeffs.dtype != sigmas.dtype:
+        raise ValueError(f"sh_coeffs must be [{count}, K, 3] {sigmas.dtype}, got {tuple(sh_coeffs.shape)}")
+    sh.degree_of(sh_coeffs.shape[1])
     if rays.camera is None:
         o, d = rays.origins, rays.directions
         if o is None or d is None or o.dim() != 2 or o.shape[1] != 3 or o.shape != d.shape:
