@@ -89,6 +89,13 @@ class CardTensor(Tensor):
             self.numbers.copy_(_numbers(source))
         return self
 
+    def contiguous(self) -> CardTensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.is_contiguous():
+            return self
+        _current().operations["clone"] += 1
+        with _disable_current_modes():
+            return CardTensor(self.numbers.contiguous())
+
     def __invert__(self) -> Tensor:
         return torch.logical_not(self)
 
