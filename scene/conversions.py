@@ -1,6 +1,6 @@
 """From one representation to another where no photos are at hand: a mesh as splats, and cameras to mesh splats with.
 
-Gaussians to a mesh is `scene/mesh_extraction.py`.
+Any scene to a mesh is `scene/mesh_extraction.py`, any scene to Gaussians `scene/field_conversion.py`: both ask for frames.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def surface_to_mesh(
     total = 5 * len(views)
     frames = []
     for done, camera in enumerate(views):
-        frames.append(_on_cpu(frame_of(smaller(camera, config.max_pixels))))
+        frames.append(on_cpu(frame_of(smaller(camera, config.max_pixels))))
         progress(done + 1, total, "rendering depth")
         if stop():
             break
@@ -128,7 +128,7 @@ def gaussians_to_mesh(
     return surface_to_mesh(frame_of, cameras, config, progress=progress, stop=stop)
 
 
-def _on_cpu(frame: DepthFrame) -> DepthFrame:
+def on_cpu(frame: DepthFrame) -> DepthFrame:
     """The frame where it is compared with others and fused."""
     return replace(
         frame,
