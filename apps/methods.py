@@ -108,18 +108,24 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Words:
-    """How a report speaks of a method: its name, its scene, what the scene is made of, and its file."""
+    """How a report speaks of a method: its name, its scene, what the scene is made of, its file and its PSNR."""
 
     name: str
     scene: str
     pieces: str
     counted: str  # pieces, on the card that counts them
     file: str
+    psnr: str = "PSNR on the rays of each step, dB"  # what the events of its training tell
 
 
 WORDS: dict[str, Words] = {
     "gaussians": Words(
-        "3D Gaussian Splatting", "splats", "splats", "Gaussians", "the Gaussians, in the 3DGS format that viewers read"
+        "3D Gaussian Splatting",
+        "splats",
+        "splats",
+        "Gaussians",
+        "the Gaussians, in the 3DGS format that viewers read",
+        "PSNR on some held-out photos, dB",
     ),
     "dvgo": Words("DVGO", "voxel grid", "voxels", "voxels", "the voxel grid with its colour network"),
     "dot": Words("DOT", "octree", "leaves", "octree leaves", "the octree, in the layout of PlenOctrees"),

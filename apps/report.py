@@ -34,6 +34,7 @@ PICTURE_BYTES = 5 << 20  # of all held-out pictures together
 VIDEO_BYTES = 4 << 20  # a larger film is linked, not carried
 SCENE_BYTES = 14 << 20  # of the 3D view's data
 MAX_VIEWS = 12
+FEW = 40  # points of a curve that are marked one by one
 PICTURE_WIDTHS = (900, 640, 420)  # pixels; smaller where there are many or large views
 STAGE_NAMES = {
     "cameras": "Cameras",
@@ -249,7 +250,7 @@ def _curves(run: Run, words: Words) -> str:
     changes = [(step, value) for i, (step, value) in _changes(points["psnr"])]
     plots = [
         curve("Loss", smoothed(list(points["loss"].items())), logarithmic=True),
-        curve("PSNR on some held-out photos, dB", changes, dots=True),
+        curve(words.psnr, changes, dots=len(changes) < FEW),
         curve(f"Number of {words.counted}", list(points["splats"].items())),
     ]
     body = "".join(plots)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apps.film import path_cameras
+from apps.methods import words_of
 from apps.report_page import data_uri
 from apps.run_cameras import RunCameras, edited_cameras
 from apps.run_scene import edited_mesh, edited_splats, splats_antialias, splats_file, splats_picture
@@ -33,12 +34,13 @@ class Shown:
     seen: RunCameras
     start: Camera
     antialias: bool
+    made_of: str
 
     @property
     def look(self) -> Look:
         """How the viewer starts: the view and the background of the run's film."""
         light = float(self.seen.background.mean()) > 0.5
-        return Look(self.seen.names, self.seen.held_out, self.start, light, self.antialias)
+        return Look(self.seen.names, self.seen.held_out, self.start, light, self.antialias, self.made_of)
 
 
 def page_of_run(run: Run, title: str, *, max_bytes: int = MAX_BYTES) -> str:
@@ -80,7 +82,9 @@ def _shown(run: Run) -> Shown:
         splats = edited_splats(run)
     with contextlib.suppress(InputError):
         antialias = splats_antialias(run)
-    return Shown(splats, mesh, seen, path_cameras(seen, frames=8)[0], antialias)
+    method = run.config.get("method")
+    made_of = "" if method == "gaussians" else words_of(method).scene
+    return Shown(splats, mesh, seen, path_cameras(seen, frames=8)[0], antialias, made_of)
 
 
 def _poster(shown: Shown) -> str:

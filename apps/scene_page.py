@@ -39,6 +39,7 @@ class Look:
 
     names: of the cameras, for people.  held: which were kept from training.  start: the first view, else one from the
     cameras.  light: white behind the scene, else black.  antialias: splats trained with Mip-Splatting's filter.
+    made_of: what the splats were made of, where they are not the trained scene itself.
     """
 
     names: Sequence[str] = ()
@@ -46,6 +47,7 @@ class Look:
     start: Camera | None = None
     light: bool = False
     antialias: bool = False
+    made_of: str = ""
 
 
 def scene_page(
@@ -137,7 +139,7 @@ def _piece(
         title=escape(title),
         classes=" light" * look.light + (" page" if poster is None else " part"),
         mode="" if poster is None else "data-embedded",
-        facts=escape(" · ".join(_facts(header))),
+        facts=escape(" · ".join(_facts(header, look))),
         modes=_mode_buttons(header),
         cameras=CAMERA_BUTTONS if cameras else "",
         poster="" if poster is None else _poster(poster),
@@ -176,13 +178,14 @@ def _poster(picture: str) -> str:
     )
 
 
-def _facts(header: dict[str, Any]) -> list[str]:
+def _facts(header: dict[str, Any], look: Look) -> list[str]:
     """What is shown, and what was left out of it to keep the page small."""
     facts = []
     if (splats := header.get("splats")) is not None:
         shown, total = splats["count"], splats["total"]
         thinned = f" of {total:,}, those that contribute most" if shown < total else ""
-        facts.append(f"{shown:,} splats{thinned}")
+        made = f" made of the {look.made_of}" if look.made_of else ""
+        facts.append(f"{shown:,} splats{made}{thinned}")
         if splats["degree"] < splats["stored_degree"]:
             facts.append(f"highlights at degree {splats['degree']} of {splats['stored_degree']}")
     if (mesh := header.get("mesh")) is not None:

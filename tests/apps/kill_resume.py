@@ -1,6 +1,6 @@
 """Kills a reconstruction at random moments until it is done, and compares it with one that nobody disturbed.
 
-    python -m tests.apps.kill_resume [--kills 20] [--seed 0] [--source FOLDER] [FLAGS OF maquette recon ...]
+    python -m tests.apps.kill_resume [--method dvgo] [--kills 20] [--seed 0] [--source FOLDER] [FLAGS OF maquette recon]
 
 Ends with 0 when each killed run came through with equal metrics, scene and mesh, bit for bit; prints one line per kill.
 Where a run is done before it was killed often enough, another one takes the other kills. Without --source it makes a
@@ -24,13 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.methods import method_of
+from apps.run_scene import SPLATS_FILE
 from tests.apps.tiny import write_tiny
 
 log = logging.getLogger("kill_resume")
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMELESS = ("psnr", "ssim", "steps", "primitives", "parameters", "mesh_faces", "mesh_watertight", "views_registered")
-TINY_FLAGS = ("--steps", "1500", "--max-splats", "1500", "--initial-splats", "500", "--checkpoint-seconds", "0.3")
+TINY_FLAGS = {
+    "gaussians": ("--steps", "1500", "--max-splats", "1500", "--initial-splats", "500", "--checkpoint-seconds", "0.3"),
+    "dvgo": ("--steps", "400", "--rays", "1024", "--voxels", "27000", "--coarse-voxels", "8000", "--width", "64",
+             "--checkpoint-seconds", "0.3"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,20 @@ class Outcome:
     """What must not depend on having been killed."""
 
     metrics: dict[str, Any]
-    scene: str  # hash of scene.ply
+    scene: str  # hash of the method's scene file
     mesh: str  # hash of mesh.glb
+    splats: str  # hash of splats.ply; a run of Gaussians has none
 
     @staticmethod
     def of(run: Path) -> Outcome:
         metrics = json.loads((run / "metrics.json").read_text())
-        files = (hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("scene.ply", "mesh.glb"))
-        return Outcome({name: metrics.get(name) for name in TIMELESS}, *files)
+        names = (method_of(metrics["method"]).SCENE_FILE, "mesh.glb", SPLATS_FILE)
+        return Outcome({name: metrics.get(name) for name in TIMELESS}, *(hash_of(run / name) for name in names))
+
+
+def hash_of(path: Path) -> str:
+    """What tells one content of a file from another; empty where there is no such file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def start(source: Path, run: Path, flags: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -101,6 +113,7 @@ def _where(run: Path) -> str:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--method", choices=list(TINY_FLAGS), default="gaussians")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--source", type=Path)
@@ -110,7 +123,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         source = options.source or write_tiny(Path(temporary) / "ball")
-        wanted = (*TINY_FLAGS, *flags) if options.source is None else tuple(flags)
+        wanted = ("--method", options.method, *(TINY_FLAGS[options.method] if options.source is None else ()), *flags)
         finish(start(source, folder / "whole", wanted))
         whole = Outcome.of(folder / "whole")
         seconds = json.loads((folder / "whole" / "metrics.json").read_text())["seconds_total"]
