@@ -1,6 +1,7 @@
 """From one representation to another where no photos are at hand: a mesh as splats, and cameras to mesh splats with.
 
-Any scene to a mesh is `scene/mesh_extraction.py`, any scene to Gaussians `scene/field_conversion.py`: both ask for frames.
+Any scene to a mesh is `scene/mesh_extraction.py`, any scene to Gaussians `scene/field_conversion.py`; both ask it for
+frames of colour and depth.
 """
 
 from __future__ import annotations

@@ -68,10 +68,11 @@ def gaussians_from_frames(
     config: ConversionConfig | None = None,
     *,
     judged: Sequence[Camera] = (),
+    device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] = ignore,
     stop: Callable[[], bool] = lambda: False,
 ) -> Conversion:
-    """Gaussians that look as the frames do, on the frames' device.
+    """Gaussians that look as the frames do, on `device`, where they are fitted too.
 
     frame_of: what the scene looks like from one of the cameras or a smaller one; colours over black where it gives an
     alpha.  judged: cameras for the PSNR, for which none of what they see is learned; some of `cameras` where empty.
@@ -86,17 +87,14 @@ def gaussians_from_frames(
     for camera in views:
         if stop():
             break
-        frames.append(frame_of(camera))
+        frames.append(on_cpu(frame_of(camera)))
         progress(len(frames), total, "rendering depth")
-    device = frames[0].depth.device if frames else torch.device("cpu")
-    frames = [on_cpu(frame) for frame in frames]
     points, voxels = merged_points(frames, config.splats)
     points, voxels, colors = seen_alike(
         points, voxels, frames, lambda done: progress(len(frames) + done, total, "comparing the views")
     )
-    gaussians = discs(points, voxels, colors, config.sh_degree).to(device=device)
     gaussians = fitted(
-        gaussians,
+        discs(points, voxels, colors, config.sh_degree).to(device=device),
         frames,
         config,
         voxel=float(voxels.median()),
