@@ -1,6 +1,10 @@
 // The colour network of DVGO on a panel of samples: two hidden layers with ReLU, three sigmoids at the end.
 //
-// All is matrix products by one micro-kernel, a block of 6 rows by a few vectors of sums that stay in registers.
+// All is matrix products by one micro-kernel, a block of a few rows and vectors of sums that stay in registers, close
+// to the processor's peak. What is left to win is work that need not be done: half of the activations behind a ReLU
+// are zero, and neighbours on a ray are much alike, so that in training two in five columns are zero for 4 successive
+// samples at once. Each block lists the other columns, and products over a hidden layer visit those only.
+//
 // Rows of hidden activations stand 16 numbers further apart than they are long: at a power of two apart, the same
 // column of all of them would fall into a few sets of the cache and push itself out.
 #pragma once
@@ -12,31 +16,43 @@
 
 namespace maquette::color_mlp {
 
+// A block of sums in registers. More rows ask less of memory, fewer have more zeros in common.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kVectors = 4;  // 24 sums, 4 vectors of the right matrix and a number of the left: 29 of 32 registers
+constexpr int kRows = 4, kVectors = 4;  // 16 sums, 4 vectors of the right matrix and a number of the left, of 32
 #else
-constexpr int kVectors = 2;  // 12 + 2 + 1 of 16
+constexpr int kRows = 6, kVectors = 2;  // 12 + 2 + 1 of 16
 #endif
 constexpr int kLanes = Floats::count;
-constexpr int kColumns = kVectors * kLanes;  // of a block
-constexpr int kRows = 6;                     // of a block
-constexpr int kTallRows = 12;                // of a block that is one vector wide
-constexpr int kPanel = 96;                   // samples; hidden activations take 54 kB per layer of 128
+constexpr int kColumns = kVectors * kLanes;
+constexpr int kRowStep = 12;  // samples are padded to whole blocks
+constexpr int kPanel = 96;    // samples; hidden activations take 54 kB per layer of 128
 constexpr int kColors = 3;
 
 constexpr int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-// sum[r][v] += sum over k < depth of a[r a_row + k a_step] * (vector v of b[k b_step ..]).
-template <int kR, int kV>
+// Which columns of the left matrix, and rows of the right one, a product visits.
+struct All {
+    int count;
+    MQ_INLINE int operator[](int n) const { return n; }
+};
+struct Listed {
+    const std::uint32_t* list;
+    int count;
+    MQ_INLINE int operator[](int n) const { return int(list[n]); }
+};
+
+// sum[r][v] += sum over those k of a[r a_row + k a_step] * (vector v of b[k b_step ..]).
+template <int kR, int kV, typename Which>
 MQ_INLINE void multiply(Floats (&sum)[kR][kV], const float* a, int a_row, int a_step, const float* b, int b_step,
-                        int depth) {
-    for (int k = 0; k < depth; ++k, a += a_step, b += b_step) {
+                        const Which& which) {
+    for (int n = 0; n < which.count; ++n) {
+        const float *left_row = a + which[n] * a_step, *right_row = b + which[n] * b_step;
         Floats right[kV];
 #pragma GCC unroll 4
-        for (int v = 0; v < kV; ++v) right[v] = Floats::load(b + v * kLanes);
-#pragma GCC unroll 12
+        for (int v = 0; v < kV; ++v) right[v] = Floats::load(right_row + v * kLanes);
+#pragma GCC unroll 6
         for (int r = 0; r < kR; ++r) {
-            const Floats left(a[r * a_row]);
+            const Floats left(left_row[r * a_row]);
 #pragma GCC unroll 4
             for (int v = 0; v < kV; ++v) sum[r][v] += left * right[v];
         }
@@ -45,16 +61,16 @@ MQ_INLINE void multiply(Floats (&sum)[kR][kV], const float* a, int a_row, int a_
 
 // The block of kR rows by kColumns at (row, column) of a product: `start(r, c)` gives what the sums begin with and
 // `finish(r, c, sum)` takes them.
-template <int kR, typename Start, typename Finish>
-MQ_INLINE void block(int row, int column, const float* a, int a_row, int a_step, const float* b, int b_step, int depth,
-                     const Start& start, const Finish& finish) {
+template <int kR, typename Which, typename Start, typename Finish>
+MQ_INLINE void block(int row, int column, const float* a, int a_row, int a_step, const float* b, int b_step,
+                     const Which& which, const Start& start, const Finish& finish) {
     Floats sum[kR][kVectors];
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sum[r][v] = start(row + r, column + v * kLanes);
-    multiply<kR, kVectors>(sum, a + row * a_row, a_row, a_step, b + column, b_step, depth);
-#pragma GCC unroll 12
+    multiply<kR, kVectors>(sum, a + row * a_row, a_row, a_step, b + column, b_step, which);
+#pragma GCC unroll 6
     for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) finish(row + r, column + v * kLanes, sum[r][v]);
@@ -197,7 +213,8 @@ class Panel {
         }
         std::fill(colors_ + kColors * count, colors_ + kColors * rows_, 0.0f);
         third_layer_backward(v);
-        add_product(v.second, kHidden, hidden2_, kStride, hidden1_, rows_);
+        active2_.fill(hidden2_, rows_);
+        add_second_product(v.second);
         second_layer_backward();
         add_product(v.first, feature_step_, features_, feature_step_, hidden1_, rows_);
         feature_gradients();
@@ -216,19 +233,20 @@ class Panel {
         for (int column = 0; column < kHidden; column += kColumns)
             for (int row = 0; row < rays_; row += kRows)
                 block<kRows>(
-                    row, column, view_, view_step_, 1, w.sight, kStride, w.view + 1,
+                    row, column, view_, view_step_, 1, w.sight, kStride, All{w.view + 1},
                     [&](int, int) { return zero; },
                     [&](int r, int c, Floats sum) { sum.store(base_ + r * kStride + c); });
         for (int column = 0; column < kHidden; column += kColumns)
             for (int row = 0; row < rows_; row += kRows)
                 block<kRows>(
-                    row, column, features_, feature_step_, 1, w.first, kStride, w.features,
+                    row, column, features_, feature_step_, 1, w.first, kStride, All{w.features},
                     [&](int r, int c) { return Floats::load(base_ + place_[r] * kStride + c); },
                     [&](int r, int c, Floats sum) { positive_part(sum).store(hidden1_ + r * kStride + c); });
+        active1_.fill(hidden1_, rows_);
         for (int column = 0; column < kHidden; column += kColumns)
             for (int row = 0; row < rows_; row += kRows)
                 block<kRows>(
-                    row, column, hidden1_, kStride, 1, w.second, kStride, kHidden,
+                    row, column, hidden1_, kStride, 1, w.second, kStride, active1_.of(row),
                     [&](int, int c) { return Floats::load(w.bias2 + c); },
                     [&](int r, int c, Floats sum) { positive_part(sum).store(hidden2_ + r * kStride + c); });
     }
@@ -236,7 +254,7 @@ class Panel {
     // Features of the samples, and the views of their rays: each once, with a one behind it for the bias.
     void load(std::int64_t begin, int count) {
         const int width = net_.layers.features, view = net_.layers.view;
-        rows_ = padded(count, kTallRows);
+        rows_ = padded(count, kRowStep);
         for (int s = 0; s < count; ++s)
             std::copy_n(samples_.features + (begin + s) * width, width, features_ + s * feature_step_);
         std::fill(features_ + count * feature_step_, features_ + rows_ * feature_step_, 0.0f);
@@ -322,7 +340,7 @@ class Panel {
         for (int column = 0; column < kHidden; column += kColumns)
             for (int row = 0; row < rows_; row += kRows)
                 block<kRows>(
-                    row, column, hidden2_, kStride, 1, net_.second_by_output, kStride, kHidden,
+                    row, column, hidden2_, kStride, 1, net_.second_by_output, kStride, active2_.of(row),
                     [&](int, int) { return Floats(0.0f); },
                     [&](int r, int c, Floats sum) {
                         float* at = hidden1_ + r * kStride + c;
@@ -330,16 +348,27 @@ class Panel {
                     });
     }
 
-    // v_features_ from the gradient in hidden1_.
+    // v_features_ from the gradient in hidden1_, which is zero where the activation was. So few sums of one vector
+    // would wait for each other: the even and the odd ones of the list are summed apart.
     void feature_gradients() {
         const int columns = net_.feature_columns();
         for (int column = 0; column < columns; column += kLanes)
-            for (int row = 0; row < rows_; row += kTallRows) {
-                Floats sum[kTallRows][1];
-                for (auto& one : sum) one[0] = Floats(0.0f);
-                multiply<kTallRows, 1>(sum, hidden1_ + row * kStride, kStride, 1, net_.first_by_output + column,
-                                       columns, kHidden);
-                for (int r = 0; r < kTallRows; ++r) sum[r][0].store(v_features_ + (row + r) * columns + column);
+            for (int row = 0; row < rows_; row += kRows) {
+                const Listed all = active1_.of(row);
+                const float *a = hidden1_ + row * kStride, *b = net_.first_by_output + column;
+                Floats even[kRows], odd[kRows];
+                for (int r = 0; r < kRows; ++r) even[r] = odd[r] = Floats(0.0f);
+                const auto add = [&](Floats(&sum)[kRows], int h) {
+                    const Floats right = Floats::load(b + h * columns);
+#pragma GCC unroll 6
+                    for (int r = 0; r < kRows; ++r) sum[r] += Floats(a[r * kStride + h]) * right;
+                };
+                for (int n = 0; n + 1 < all.count; n += 2) {
+                    add(even, all[n]);
+                    add(odd, all[n + 1]);
+                }
+                if (all.count % 2) add(even, all[all.count - 1]);
+                for (int r = 0; r < kRows; ++r) (even[r] + odd[r]).store(v_features_ + (row + r) * columns + column);
             }
     }
 
@@ -354,22 +383,65 @@ class Panel {
         }
     }
 
-    // to[r][c] += sum over k < depth of a[k a_step + r] b[k kStride + c], for c < kHidden. The rows are a multiple of
-    // kRows, or kHidden.
-    static void add_product(float* to, int rows, const float* a, int a_step, const float* b, int depth) {
-        const auto start = [&](int r, int c) { return Floats::load(to + r * kStride + c); };
-        const auto finish = [&](int r, int c, Floats sum) { sum.store(to + r * kStride + c); };
+    // to[o][i] += sum over samples of hidden2_[s][o] hidden1_[s][i]. The activations of a block of samples stay in
+    // registers while the rows of `to` that they change pass by.
+    void add_second_product(float* to) {
         for (int column = 0; column < kHidden; column += kColumns)
-            for (int row = 0; row < rows;) {
-                if (rows - row == 8 || rows - row == 4) {  // what sixes leave of 128 and of 64
-                    block<4>(row, column, a, 1, a_step, b, kStride, depth, start, finish);
-                    row += 4;
-                } else {
-                    block<kRows>(row, column, a, 1, a_step, b, kStride, depth, start, finish);
-                    row += kRows;
+            for (int row = 0; row < rows_; row += kRows) {
+                Floats right[kRows][kVectors];
+                for (int s = 0; s < kRows; ++s)
+                    for (int v = 0; v < kVectors; ++v)
+                        right[s][v] = Floats::load(hidden1_ + (row + s) * kStride + column + v * kLanes);
+                const Listed outputs = active2_.of(row);
+                for (int n = 0; n < outputs.count; ++n) {
+                    const float* left_row = hidden2_ + row * kStride + outputs[n];
+                    float* at = to + outputs[n] * kStride + column;
+                    Floats sum[kVectors];
+#pragma GCC unroll 4
+                    for (int v = 0; v < kVectors; ++v) sum[v] = Floats::load(at + v * kLanes);
+#pragma GCC unroll 6
+                    for (int s = 0; s < kRows; ++s) {
+                        const Floats left(left_row[s * kStride]);
+#pragma GCC unroll 4
+                        for (int v = 0; v < kVectors; ++v) sum[v] += left * right[s][v];
+                    }
+#pragma GCC unroll 4
+                    for (int v = 0; v < kVectors; ++v) sum[v].store(at + v * kLanes);
                 }
             }
     }
+
+    // to[r][c] += sum over k < depth of a[k a_step + r] b[k kStride + c], for c < kHidden; rows: a multiple of kRows.
+    static void add_product(float* to, int rows, const float* a, int a_step, const float* b, int depth) {
+        for (int column = 0; column < kHidden; column += kColumns)
+            for (int row = 0; row < rows; row += kRows)
+                block<kRows>(
+                    row, column, a, 1, a_step, b, kStride, All{depth},
+                    [&](int r, int c) { return Floats::load(to + r * kStride + c); },
+                    [&](int r, int c, Floats sum) { sum.store(to + r * kStride + c); });
+    }
+
+    // For each kRows samples the columns of a hidden layer that are not zero in all of them; NaN is not zero.
+    struct Active {
+        std::uint32_t list[kPanel / kRows][kHidden];
+        int count[kPanel / kRows];
+
+        Listed of(int row) const { return {list[row / kRows], count[row / kRows]}; }
+
+        void fill(const float* hidden, int rows) {
+            for (int row = 0; row < rows; row += kRows) {
+                std::uint32_t nonzero[kHidden];
+                for (int c = 0; c < kHidden; c += kLanes) {
+                    Floats::Bits any = {};
+                    for (int r = row; r < row + kRows; ++r)
+                        any |= (Floats::Bits)Floats::load(hidden + r * kStride + c).v;
+                    any = any != 0;
+                    __builtin_memcpy(nonzero + c, &any, sizeof(any));
+                }
+                count[row / kRows] = indices_with_bit(nonzero, kHidden, 0, list[row / kRows]);
+            }
+        }
+    };
 
     const Network<kHidden>& net_;
     const Samples samples_;
@@ -380,6 +452,7 @@ class Panel {
     float* v_features_;          // [kPanel, feature_columns]
     float* features_;            // [kPanel, feature_step_]
     float* view_;                // [kPanel, view_step_], by ray
+    Active active1_, active2_;   // of hidden1_, and of the gradient in hidden2_
     int place_[kPanel];          // of a sample's ray in the panel
     int rows_ = 0, rays_ = 0, feature_step_, view_step_;
 };

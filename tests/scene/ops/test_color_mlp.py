@@ -175,7 +175,22 @@ def test_nan_is_seen_and_stays_in_its_sample() -> None:
     assert rgb[37].isnan().all()
     assert v_features[37].isnan().all()
     assert torch.equal(rgb[others], clean[others])
-    assert torch.equal(v_features[others], wanted[others])
+    torch.testing.assert_close(v_features[others], wanted[others], rtol=0, atol=1e-6)  # in which order is the block's
+
+
+def test_a_network_whose_hidden_numbers_are_all_zero_knows_its_last_bias_only() -> None:
+    mlp, features, rays, view, v_rgb = scene(50, 5, 12, 27, 128)
+    for dead in (mlp._replace(b1=mlp.b1 - 1e3), mlp._replace(b2=mlp.b2 - 1e3)):
+        rgb = color_mlp_forward(dead, features, rays, view)
+        v_features, v_mlp = color_mlp_backward(dead, features, rays, view, rgb, v_rgb)
+        flat = dead.b1 is not mlp.b1  # the second layer still has its bias
+        second = torch.relu(dead.b2) if flat else torch.zeros(128)
+        wanted = torch.sigmoid(dead.w3 @ second + dead.b3).expand(50, 3)
+        torch.testing.assert_close(rgb, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(v_mlp.b3, (v_rgb * rgb * (1 - rgb)).sum(0), rtol=1e-5, atol=1e-6)
+        assert not v_features.any()
+        assert not v_mlp.w1.any()
+        assert not v_mlp.w2.any()
 
 
 def test_layers_are_drawn_as_torch_draws_them() -> None:
