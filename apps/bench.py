@@ -8,7 +8,11 @@ from collections.abc import Sequence
 
 from scene.errors import InputError
 
-BENCHMARKS = {"gaussians": "speed of Gaussian training", "recon": "whole reconstructions: time and quality"}
+BENCHMARKS = {
+    "gaussians": "speed of Gaussian training",
+    "methods": "every method on the same photos and time: one table, one strip of pictures",
+    "recon": "whole reconstructions: time and quality",
+}
 
 HELP = """usage: maquette bench WHICH [FLAGS]        (maquette bench WHICH --help says more)
 
