@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(HELP.format(benchmarks="\n".join(f"  {name:10} {what}" for name, what in BENCHMARKS.items())))
         return
     if wanted[0] not in BENCHMARKS:
-        raise InputError(f"there is no benchmark {wanted[0]!r}; there are {' and '.join(BENCHMARKS)}")
+        raise InputError(f"there is no benchmark {wanted[0]!r}; there are {', '.join(BENCHMARKS)}")
     try:
         benchmark = importlib.import_module(f"benchmarks.{wanted[0]}")
     except ModuleNotFoundError as error:
