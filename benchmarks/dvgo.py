@@ -75,19 +75,20 @@ def object_grid(voxels: int, *, channels: int = 12, width: int = 128, seed: int 
 
 
 def batches(grid: VoxelGrid, rays: int, count: int, *, seed: int = 1) -> list[Batch]:
-    """Random rays of cameras around the object that meet something occupied."""
+    """Random rays of cameras around the object that meet something occupied, on the grid's device."""
     generator = torch.Generator().manual_seed(seed)
     cameras = dome_cameras(40, 100)
     pairs = [camera.to(dtype=torch.float32).rays() for camera in cameras]
-    origins, directions = (torch.cat([pair[i].reshape(-1, 3) for pair in pairs]) for i in (0, 1))
+    device = grid.density.device
+    origins, directions = (torch.cat([pair[i].reshape(-1, 3) for pair in pairs]).to(device) for i in (0, 1))
     directions = torch.nn.functional.normalize(directions, dim=-1)
     met = hits(pack_bits(grid.occupied), grid.frame.size[2], grid.frame.spans(origins, directions, grid.step))
     origins, directions = origins[met], directions[met]
     made = []
     for _ in range(count):
-        ids = torch.randint(len(origins), (rays,), generator=generator)
+        ids = torch.randint(len(origins), (rays,), generator=generator).to(device)
         spans = grid.frame.spans(origins[ids], directions[ids], grid.step)
-        made.append(Batch(spans, directions[ids], torch.rand(rays, 3, generator=generator)))
+        made.append(Batch(spans, directions[ids], torch.rand(rays, 3, generator=generator).to(device)))
     return made
 
 

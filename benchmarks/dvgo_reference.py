@@ -6,6 +6,9 @@ each ray, torch.optim.Adam in its fused form updates the grids. The same maths a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,12 +19,29 @@ from scene.ops.volume_loss import CLEAR
 from scene.voxel_grid import STOP, VoxelGrid, embed
 
 
-class TorchGrid:
-    """A grid in training, all of it dense: density [1, 1, X, Y, Z], features [1, C, X, Y, Z] and the network."""
+class Seen(NamedTuple):
+    """Samples that rays see: places [M, 3], rays [M] int64, weights [M]; light left at the end of each ray [R]."""
 
-    def __init__(self, grid: VoxelGrid, rates: LearningRates) -> None:
+    points: Tensor
+    rays: Tensor
+    weight: Tensor
+    last: Tensor
+
+
+class TorchGrid:
+    """A grid in training, all of it dense: density [1, 1, X, Y, Z], features [1, C, X, Y, Z] and the network.
+
+    march: what finds the samples; `march_packed` by default.
+    """
+
+    def __init__(
+        self,
+        grid: VoxelGrid,
+        rates: LearningRates,
+        march: Callable[[TorchGrid, RaySpans], Seen] | None = None,
+    ) -> None:
         assert grid.mlp is not None
-        self.grid = grid
+        self.grid, self.march = grid, march or march_packed
         self.density = grid.density[None, None].clone().requires_grad_()
         dense = torch.where(grid.rows[..., None] >= 0, grid.features[grid.rows.clamp(min=0).long()], 0.0)
         self.features = dense.permute(3, 0, 1, 2)[None].contiguous().requires_grad_()
@@ -37,28 +57,9 @@ class TorchGrid:
         self, spans: RaySpans, directions: Tensor, target: Tensor, background: Tensor, weights: Weights
     ) -> tuple[Tensor, int]:
         """Loss of R rays, and how many samples were coloured."""
-        grid, count = self.grid, len(target)
-        rays = torch.repeat_interleave(torch.arange(count), spans.counts.long())
-        firsts = spans.counts.long().cumsum(0) - spans.counts
-        steps = torch.arange(len(rays)) - firsts[rays]
-        points = spans.origins[rays] + (spans.starts[rays] + steps)[:, None] * spans.directions[rays]
-        nearest = (points + 0.5).floor().long()
-        size = torch.tensor(grid.frame.size)
-        inside = ((nearest >= 0) & (nearest < size)).all(-1)
-        x, y, z = nearest.clamp(min=0).minimum(size - 1).unbind(-1)
-        met = inside & grid.occupied[x, y, z]
-        points, rays = points[met], rays[met]
-        raw = self._sample(self.density, points)[:, 0]
-        alpha = raw_to_alpha(raw + grid.shifts[0], grid.interval)
-        dense = alpha > grid.threshold
-        points, rays, alpha = points[dense], rays[dense], alpha[dense]
-        weight, last = _weights(alpha, rays, count)
-        seen = weight > grid.threshold
-        points, rays, weight = points[seen], rays[seen], weight[seen]
-        inputs = torch.cat([self._sample(self.features, points), embed(directions)[rays]], dim=1)
-        w1, b1, w2, b2, w3, b3 = self.mlp
-        hidden = functional.linear(inputs, w1, b1).relu()
-        rgb = functional.linear(functional.linear(hidden, w2, b2).relu(), w3, b3).sigmoid()
+        count = len(target)
+        points, rays, weight, last = self.march(self, spans)
+        rgb = self.colors(points, rays, directions)
         pixels = (last[:, None] * background).index_add(0, rays, weight[:, None] * rgb)
         loss = functional.mse_loss(pixels, target)
         apart = (weight.detach() * (rgb - target[rays]).square().sum(-1)).sum() / count
@@ -76,22 +77,54 @@ class TorchGrid:
         self.optimizer.step()
         return loss.detach(), samples
 
-    def _sample(self, values: Tensor, points: Tensor) -> Tensor:
+    def alpha(self, points: Tensor) -> Tensor:
+        """[M] at grid coordinates."""
+        return raw_to_alpha(self.sample(self.density, points)[:, 0] + self.grid.shifts[0], self.grid.interval)
+
+    def colors(self, points: Tensor, rays: Tensor, directions: Tensor) -> Tensor:
+        """[M, 3] of samples of rays with unit directions [R, 3]."""
+        inputs = torch.cat([self.sample(self.features, points), embed(directions)[rays]], dim=1)
+        w1, b1, w2, b2, w3, b3 = self.mlp
+        hidden = functional.linear(inputs, w1, b1).relu()
+        return functional.linear(functional.linear(hidden, w2, b2).relu(), w3, b3).sigmoid()
+
+    def sample(self, values: Tensor, points: Tensor) -> Tensor:
         """[M, C] at grid coordinates: grid_sample wants z, y, x in -1..1."""
-        size = torch.tensor(self.grid.frame.size)
+        size = torch.tensor(self.grid.frame.size, device=points.device)
         places = (points / (size - 1) * 2 - 1).flip(-1)
         found = functional.grid_sample(values, places[None, None, None], mode="bilinear", align_corners=True)
         return found[0, :, 0, 0].T
+
+
+def march_packed(grid: TorchGrid, spans: RaySpans) -> Seen:
+    """All samples of all rays in one list, made shorter by masks."""
+    about, device = grid.grid, grid.density.device
+    rays = torch.repeat_interleave(torch.arange(len(spans.counts), device=device), spans.counts.long())
+    firsts = spans.counts.long().cumsum(0) - spans.counts
+    steps = torch.arange(len(rays), device=device) - firsts[rays]
+    points = spans.origins[rays] + (spans.starts[rays] + steps)[:, None] * spans.directions[rays]
+    nearest = (points + 0.5).floor().long()
+    size = torch.tensor(about.frame.size, device=device)
+    inside = ((nearest >= 0) & (nearest < size)).all(-1)
+    x, y, z = nearest.clamp(min=0).minimum(size - 1).unbind(-1)
+    met = inside & about.occupied[x, y, z]
+    points, rays = points[met], rays[met]
+    alpha = grid.alpha(points)
+    dense = alpha > about.threshold
+    points, rays, alpha = points[dense], rays[dense], alpha[dense]
+    weight, last = _weights(alpha, rays, len(spans.counts))
+    seen = weight > about.threshold
+    return Seen(points[seen], rays[seen], weight[seen], last)
 
 
 def _weights(alpha: Tensor, rays: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Weights of packed samples and the light left behind each ray, which ends where less than STOP is left."""
     logs = torch.log1p(-alpha.double().clamp(max=1 - 1e-12))
     total = logs.cumsum(0)
-    starts = torch.searchsorted(rays, torch.arange(count))
+    starts = torch.searchsorted(rays, torch.arange(count, device=rays.device))
     before = torch.cat([total.new_zeros(1), total])
     ahead = before[:-1] - before[starts][rays]
     reached = ahead.exp() >= STOP
     weight = torch.where(reached, ahead.exp() * alpha, 0.0)
-    last = torch.zeros(count, dtype=torch.float64).index_add(0, rays, torch.where(reached, logs, 0.0)).exp()
+    last = total.new_zeros(count).index_add(0, rays, torch.where(reached, logs, 0.0)).exp()
     return weight.float(), last.float()
