@@ -128,7 +128,7 @@ class GridStep:
         rgb = self._colors(features, samples.rays, view)
         shares, interval = None, 0.0
         if weights.distortion:
-            shares, interval = grid.frame.ray_shares(spans, samples.steps, grid.step)
+            shares, interval = grid.frame.ray_shares(spans, samples, grid.step)
         loss = volume_loss_and_grad(
             rgb,
             samples.weights,

@@ -8,13 +8,14 @@ unbounded: the inner cube [-1, 1]^3 surrounds the cameras and all of space beyon
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from scene.ops.grid_march import Curve, RaySpans, contract
+from scene.ops.grid_march import Curve, RaySpans, Samples, contract
 
 SHELL = 0.2  # g, thickness of the contracted shell
 FARTHEST = 1 / 128  # the last sample of an unbounded ray lies at 2 / FARTHEST inner radii
@@ -138,18 +139,18 @@ class GridFrame:
         counts = torch.full((len(origins),), len(distances), dtype=torch.int32, device=origins.device)
         return RaySpans(origins, directions, torch.zeros_like(origins[:, 0]), counts, curve)
 
-    def ray_shares(self, spans: RaySpans, steps: Tensor, step: float) -> tuple[Tensor, float]:
-        """Where samples lie on their rays, from 0 at the camera to 1 at the end, and the length of an interval.
+    def ray_shares(self, spans: RaySpans, samples: Samples, step: float) -> tuple[Tensor, float]:
+        """Where samples [M] lie on their rays, from 0 at the first to 1 at the end, and the length of an interval.
 
-        steps: [M] of `Samples`. For the distortion loss (DVGOv2: (i + 0.5) / N along NDC, else 1 - 1 / (1 + t)).
+        For the distortion loss (DVGOv2: (i + 0.5) / N along straight rays, else 1 - 1 / (1 + t)).
         """
         if spans.curve is not None:
-            return 1 - 1 / (1 + spans.curve.distances[steps.long()]), 1 / len(spans.curve.distances)
+            return 1 - 1 / (1 + spans.curve.distances[samples.steps.long()]), 1 / len(spans.curve.distances)
         if self.space.kind == "forward":
             most = round((self.size[2] - 1) / step) + 1
-            return (steps + 0.5) / most, 1 / most
-        most = 1.75 * max(self.size) / step  # the box's diagonal, for rays that start outside: t from its first sample
-        return steps / most, 1 / most
+        else:
+            most = math.ceil(1.75 * max(self.size) / step)  # along the box's diagonal
+        return (samples.steps - spans.starts[samples.rays.long()] + 0.5) / most, 1 / most
 
 
 def grid_size(box: Tensor, voxels: int) -> tuple[int, int, int]:

@@ -21,13 +21,14 @@ from scene.ops.color_mlp import ColorMlp, color_mlp
 from scene.ops.grid_march import Density, Limits, Samples, pack_bits, raw_to_alpha, unpack_bits
 from scene.ops.sh_color import sh_color
 from scene.ops.trilinear import trilinear
-from scene.ray_space import GridFrame, Space
+from scene.ray_space import BEYOND, GridFrame, Space
 
 Head = Literal["rgb", "sh", "mlp"]
 OCTAVES = 4  # of the view direction's embedding
 STOP = 1e-3  # light at which a ray ends
-MAX_VOXELS = 1 << 29
+MAX_VOXELS, MAX_SIDE = 1 << 29, 1 << 14  # of files
 MAX_CHANNELS = 48
+MAX_SAMPLES = 100_000  # along a box's diagonal
 
 
 @dataclass(frozen=True)
@@ -227,57 +228,80 @@ def load_voxel_grid(path: Path) -> VoxelGrid:
 
 
 def _checked_grid(tensors: dict[str, Tensor], state: dict[str, Any]) -> VoxelGrid:
-    if state["kind"] != "voxel_grid" or state["space"] not in ("bounded", "forward", "unbounded"):
+    """The grid of a file that strangers may have written. Raises what Python does where it is not sound."""
+    if state["kind"] != "voxel_grid":
         raise ValueError("it is of another kind")
-    x, y, z = (int(n) for n in state["size"])
-    if min(x, y, z) < 1 or x * y * z > MAX_VOXELS:
-        raise ValueError(f"a grid of {x} x {y} x {z} voxels")
-    cells, features, head = tensors["cells"].long(), tensors["features"].float(), state["head"]
-    channels = features.shape[1]
-    numbers = [float(state[name]) for name in ("interval", "threshold", "step", "near", "space_near")]
-    if not torch.tensor(numbers).isfinite().all() or numbers[0] <= 0 or not 0.05 <= numbers[2] <= 8:
-        raise ValueError("steps that are no steps")
-    if len(features) == 0 or not 1 <= channels <= MAX_CHANNELS or head not in ("rgb", "sh", "mlp"):
-        raise ValueError(f"features {tuple(features.shape)} for the head {head}")
-    if len(cells) > len(features) or len(tensors["density"]) != len(cells) or tuple(tensors["shifts"].shape) != (z,):
-        raise ValueError("arrays that do not fit each other")
-    if len(cells) and (int(cells[0]) < 0 or int(cells[-1]) >= x * y * z or bool((cells.diff() <= 0).any())):
-        raise ValueError("voxels outside the grid")
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise ValueError(f"{name} has numbers that are not finite")
+    frame = _checked_frame(tensors, state)
+    (x, y, z), cells, features = frame.size, tensors["cells"].long(), tensors["features"].float()
+    density, occupied, count = tensors["density"].float(), tensors["occupied"], len(cells)
+    if tuple(occupied.shape) != (x, y, -(-z // 8)) or occupied.dtype != torch.uint8:  # before memory is taken for them
+        raise ValueError("occupied voxels that do not fit the grid")
+    if features.dim() != 2 or len(features) != max(1, count) or tuple(density.shape) != (count,):
+        raise ValueError("arrays that do not fit each other")
+    if tuple(tensors["shifts"].shape) != (z,):
+        raise ValueError("shifts of another depth")
+    if count and (int(cells[0]) < 0 or int(cells[-1]) >= x * y * z or bool((cells.diff() <= 0).any())):
+        raise ValueError("voxels outside the grid")
+    head, channels = state["head"], features.shape[1]
     widths = {"rgb": [3], "sh": [3 * sh.coefficients(d) for d in range(4)], "mlp": range(1, MAX_CHANNELS + 1)}
-    if channels not in widths[head]:
+    if head not in widths or channels not in widths[head]:
         raise ValueError(f"{channels} channels for the head {head}")
     mlp = ColorMlp(*(tensors[f"mlp.{i}"].float() for i in range(6))) if head == "mlp" else None
     if mlp is not None:
         _check_mlp(mlp, channels)
-    lens = (float(state["lens"][0]), float(state["lens"][1]))
-    space = Space(state["space"], tensors["frame_from_world"].float().view(4, 4), lens, numbers[4])
-    box = tensors["box"].float().view(2, 3)
-    if not bool((box[1] > box[0]).all()):
-        raise ValueError("a box without volume")
-    density, rows = torch.zeros(x * y * z), torch.full((x * y * z,), -1, dtype=torch.int32)
-    density[cells] = tensors["density"].float()
-    rows[cells] = torch.arange(len(cells), dtype=torch.int32)
-    occupied = tensors["occupied"]
-    if tuple(occupied.shape) != (x, y, -(-z // 8)) or occupied.dtype != torch.uint8:
-        raise ValueError("occupied voxels that do not fit the grid")
+    interval, threshold, near = (float(state[name]) for name in ("interval", "threshold", "near"))
+    if not (0 < interval <= 1e4 and 0 <= threshold < 1 and 0 <= near <= BEYOND):
+        raise ValueError(f"an interval of {interval:g}, a threshold of {threshold:g} and a nearest place at {near:g}")
+    values, rows = torch.zeros(x * y * z), torch.full((x * y * z,), -1, dtype=torch.int32)
+    values[cells] = density
+    rows[cells] = torch.arange(count, dtype=torch.int32)
     return VoxelGrid(
-        GridFrame(space, box, (x, y, z)),
-        density.view(x, y, z),
+        frame,
+        values.view(x, y, z),
         tensors["shifts"].float(),
         unpack_bits(occupied, z),
         rows.view(x, y, z),
         features,
         head,
         mlp,
-        *numbers[:4],
+        interval,
+        threshold,
+        float(state["step"]),
+        near,
     )
+
+
+def _checked_frame(tensors: dict[str, Tensor], state: dict[str, Any]) -> GridFrame:
+    x, y, z = (int(n) for n in state["size"])
+    if not (min(x, y, z) >= 2 and max(x, y, z) <= MAX_SIDE and x * y * z <= MAX_VOXELS):
+        raise ValueError(f"a grid of {x} x {y} x {z} voxels")
+    lens, near, step = [float(n) for n in state["lens"]], float(state["space_near"]), float(state["step"])
+    if len(lens) != 2 or not all(0 < n <= BEYOND for n in lens):
+        raise ValueError(f"a lens of {lens}")
+    matrix, kind = tensors["frame_from_world"].float().view(4, 4), state["space"]
+    turn = matrix[:3, :3].double()
+    scale = float(turn.square().sum() / 3) ** 0.5
+    similar = turn @ turn.T / max(scale, 1e-30) ** 2 - torch.eye(3)
+    if not (1e-12 < scale < 1e12 and float(similar.abs().max()) < 1e-3) or matrix[3].tolist() != [0, 0, 0, 1]:
+        raise ValueError("a space that bends what is straight")
+    if kind not in ("bounded", "forward", "unbounded") or (kind == "bounded" and not torch.equal(matrix, torch.eye(4))):
+        raise ValueError("a space of another kind")
+    if kind == "forward" and not 0 < near <= BEYOND:
+        raise ValueError(f"a nearest plane at {near:g}")
+    frame = GridFrame(Space(kind, matrix, (lens[0], lens[1]), near), tensors["box"].float().view(2, 3), (x, y, z))
+    edges = frame.box[1] - frame.box[0]
+    if not (float(edges.min()) > 0 and 0 < float(edges.double().norm()) < torch.inf and 0.05 <= step <= 8):
+        raise ValueError("a box or steps without length")
+    if float(edges.double().norm()) / (step * frame.voxel_size) > MAX_SAMPLES:
+        raise ValueError("a box that is much too flat for its voxels")
+    return frame
 
 
 def _check_mlp(mlp: ColorMlp, channels: int) -> None:
     hidden = mlp[0].shape[0]
     wanted = [(hidden, channels + 3 + 6 * OCTAVES), (hidden,), (hidden, hidden), (hidden,), (3, hidden), (3,)]
-    if [tuple(tensor.shape) for tensor in mlp] != wanted:
+    if hidden < 1 or [tuple(tensor.shape) for tensor in mlp] != wanted:
         raise ValueError("a colour network of another shape")
