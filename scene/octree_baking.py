@@ -17,13 +17,15 @@ from scene.cameras import Camera
 from scene.octree import Octree, from_cells, keep
 from scene.ops.octree_index import FINEST, decode
 from scene.ops.octree_render import Rays, leaf_weights
+from scene.ops.trilinear import trilinear
+from scene.voxel_grid import VoxelGrid
 
 CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
 class Field:
-    """density: points [P, 3] of the world to sigma [P] per unit.  colors: to SH coefficients [P, K, 3] before sigmoid."""
+    """density: world points [P, 3] to sigma [P] per unit.  colors: to SH coefficients [P, K, 3] before the sigmoid."""
 
     density: Callable[[Tensor], Tensor]
     colors: Callable[[Tensor], Tensor]
@@ -101,3 +103,30 @@ def _means(octree: Octree, field: Field, level: int, across: int) -> tuple[Tenso
 
 def _world(points: Tensor, offset: Tensor, invradius: Tensor) -> Tensor:
     return (points - offset.to(points)) / invradius.to(points)
+
+
+def field_of_grid(grid: VoxelGrid) -> Field:
+    """A voxel grid with the head "sh": densities interpolated raw and activated afterwards, none where it is empty."""
+    if grid.head != "sh":
+        raise ValueError(f'an octree holds spherical harmonics; the grid has the head "{grid.head}", expected "sh"')
+    size = torch.tensor(grid.density.shape, device=grid.density.device)
+    numbers = torch.arange(grid.density.numel(), dtype=torch.int32, device=grid.density.device).view(grid.density.shape)
+    raw_densities, shift = grid.density.detach().reshape(-1, 1), float(grid.shifts.mean())
+    per_unit = grid.interval / (grid.step * grid.frame.voxel_size)
+
+    def density(points: Tensor) -> Tensor:
+        places = grid.frame.grid_from_world(points)
+        nearest = (places + 0.5).floor().long()
+        inside = ((nearest >= 0) & (nearest < size)).all(-1)
+        x, y, z = nearest.clamp_min(0).minimum(size - 1).unbind(-1)
+        inside &= grid.occupied[x, y, z]
+        sigma = torch.zeros_like(places[:, 0])
+        raw = trilinear(raw_densities, numbers, places[inside])[:, 0] + shift
+        sigma[inside] = torch.nn.functional.softplus(raw, threshold=100) * per_unit
+        return sigma
+
+    def colors(points: Tensor) -> Tensor:
+        features = trilinear(grid.features.detach(), grid.rows, grid.frame.grid_from_world(points))
+        return features.view(len(points), 3, -1).mT
+
+    return Field(density, colors)

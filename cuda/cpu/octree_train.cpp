@@ -22,7 +22,8 @@ namespace {
 template <typename T>
 struct Record {
     std::int32_t row, ray;
-    T logits[3], sigma;  // gradients; the weight stands in sigma where only weights are summed
+    T logits[3], sigma;  // gradients
+    T weight;
 };
 
 template <typename T>
@@ -93,7 +94,7 @@ class Records {
                 packet.walk(scene.index, scene.frame, scene.leaves, scene.limits, used, hits);
                 if (wanted == Wanted::kWeights) {
                     for (std::int64_t i = 0; i < hits.count; ++i)
-                        records.push_back({hits.row[i], ids[hits.lane[i]], {}, hits.weight[i]});
+                        records.push_back({hits.row[i], ids[hits.lane[i]], {}, T(0), hits.weight[i]});
                     continue;
                 }
                 T sums[4 * OctreePacket<T>::kRays], v[4 * OctreePacket<T>::kRays], behind[OctreePacket<T>::kRays];
@@ -120,10 +121,11 @@ class Records {
         return sum;
     }
 
-    // Second phase: body(row, gradient [basis functions, 4]) for the rows met, sigma's gradient in place 3.
+    // Second phase: body(row, sums) for the rows met; sums: [basis functions, 4] gradients by the coefficients, with
+    // that by sigma in place 3, then the sum of weights.
     template <int Degree, typename Body>
     void collect(const OctreeScene<T>& scene, const Body& body) {
-        constexpr int kBasis = sh_count(Degree), kRow = 4 * kBasis;
+        constexpr int kBasis = sh_count(Degree), kRow = 4 * kBasis + 4;
         using Four = Lanes<T, 4>;
         std::vector<Summer<T>> workers(static_cast<std::size_t>(threads()));
         const std::int64_t size = std::int64_t(1) << range_bits;
@@ -149,6 +151,7 @@ class Records {
                     g.v[3] = T(0);
                     for (int k = 0; k < kBasis; ++k) (Four::load(sum + 4 * k) + Four(y[k]) * g).store(sum + 4 * k);
                     sum[3] += sigma;
+                    sum[4 * kBasis] += record.weight;
                 }
             }
             const std::int64_t last = std::min(size, scene.leaves.count - first);
@@ -190,6 +193,7 @@ class Records {
             record.row = hits.row[i], record.ray = ids[lane];
             for (int k = 0; k < 3; ++k) record.logits[k] = weight * g[k] * c[k] * (T(1) - c[k]);
             record.sigma = hits.length[i] * (hits.after[i] * seen - behind[lane]);
+            record.weight = weight;
             behind[lane] += weight * seen;
         }
     }
@@ -257,8 +261,8 @@ void octree_weights(Numbers<const std::int32_t> top, Table<const std::int32_t> n
         for (const auto& task : records.tasks)
             for (std::int32_t i = task.begins[std::size_t(range)]; i < task.begins[std::size_t(range) + 1]; ++i) {
                 const Record<T>& record = task.sorted[std::size_t(i)];
-                sums.data()[record.row] += record.sigma;
-                maxima.data()[record.row] = std::max(maxima.data()[record.row], record.sigma);
+                sums.data()[record.row] += record.weight;
+                maxima.data()[record.row] = std::max(maxima.data()[record.row], record.weight);
             }
     });
 }
@@ -272,19 +276,20 @@ struct Trained {
 // Trains leaves on one picture at a time; keeps its working memory.
 class OctreeTrainer {
   public:
-    // Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met.
+    // Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met, and their
+    // weights in this picture are added to weights [leaves].
     double step(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
                 Numbers<const double> frame, Numbers<float> sigmas, Table<float> sh, Numbers<const double> camera,
                 std::int64_t width, std::int64_t height, double stop, double least, Table<const float> target,
                 Numbers<const float> background, Array<float, nb::shape<2, -1>> sigma_moments,
-                Array<float, nb::shape<2, -1, -1>> sh_moments, std::int64_t number, double lr_sigma, double lr_sh,
+                Array<float, nb::shape<2, -1, -1>> sh_moments, Numbers<float> weights, std::int64_t number, double lr_sigma, double lr_sh,
                 double beta1, double beta2, double eps) {
         const OctreeScene<float> scene =
             octree_scene<float>(top, nodes, shape, frame, Numbers<const float>(sigmas), Table<const float>(sh),
                                 std::nullopt, std::nullopt, camera, width, height, stop, least);
         if (target.shape(0) != std::size_t(scene.rays.rays) || target.shape(1) != 3 || background.shape(0) != 3 ||
             sigma_moments.shape(1) != sigmas.shape(0) || sh_moments.shape(1) != sh.shape(0) ||
-            sh_moments.shape(2) != sh.shape(1))
+            sh_moments.shape(2) != sh.shape(1) || weights.shape(0) != sigmas.shape(0))
             throw nb::value_error("target must have a row per pixel, background 3 numbers, moments the leaves' shape");
         nb::gil_scoped_release unlocked;
         Upstream<float> up;
@@ -306,6 +311,7 @@ class OctreeTrainer {
 #pragma GCC ivdep
                 for (int i = 0; i < kNumbers; ++i) adam_update(p[i], v[i], m[i], s[i], color.step);
                 adam_update(density.param[row], g[3], density.exp_avg[row], density.exp_avg_sq[row], density.step);
+                weights.data()[row] += g[4 * kBasis];
             });
         });
         return records_.loss();
@@ -342,7 +348,7 @@ void bind_octree_train(nb::module_& m) {
              nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
              nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("camera").noconvert(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
              nb::arg("target").noconvert(), nb::arg("background").noconvert(), nb::arg("sigma_moments").noconvert(),
-             nb::arg("sh_moments").noconvert(), nb::arg("number"), nb::arg("lr_sigma"), nb::arg("lr_sh"),
+             nb::arg("sh_moments").noconvert(), nb::arg("weights").noconvert(), nb::arg("number"), nb::arg("lr_sigma"), nb::arg("lr_sh"),
              nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"));
 }
 

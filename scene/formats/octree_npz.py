@@ -21,7 +21,7 @@ from torch import Tensor
 from scene.errors import InputError
 from scene.files import replacing
 from scene.octree import Octree
-from scene.ops.octree_index import FINEST, encode, span
+from scene.ops.octree_index import FINEST, span
 from scene.untrusted import MAX_DEFLATE_RATIO, MAX_FILE_BYTES, MAX_NPY_HEADER, open_archive, read_entry
 
 MAX_NODES = 1 << 22  # each holds eight leaves

@@ -250,8 +250,8 @@ def _walk(sigmas: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: fl
     if not found:
         nothing = sigmas.new_zeros(0)
         return _Hits(ids, ids, nothing, nothing, nothing, nothing, last)
-    columns = [torch.cat(column) for column in zip(*found, strict=True)]
-    return _Hits(*columns, last)
+    ray, row, weight, after, start, length = (torch.cat(column) for column in zip(*found, strict=True))
+    return _Hits(ray, row, weight, after, start, length, last)
 
 
 def _check(sigmas: Tensor, sh_coeffs: Tensor, index: OctreeIndex, rays: Rays) -> None:

@@ -1,0 +1,375 @@
+"""DOT: Dynamic PlenOctree for Adaptive Sampling Refinement in Explicit NeRF (Bai et al., ICCV 2023,
+https://arxiv.org/abs/2307.15333), on top of PlenOctrees (Yu et al., ICCV 2021, https://arxiv.org/abs/2103.14024).
+
+A radiance grid is trained and baked into an octree whose leaves hold a density and spherical harmonics. The leaves are
+then optimised on whole photos: as they are ("pot", the PlenOctree baseline), or while the octree changes ("dot"): what
+no ray uses goes, what rays use most is split, and the optimiser's moments follow their leaves.
+
+Symbols: sigma -> sigmas, k -> sh_coeffs, S_leaf -> OctreeStep.weights, tau -> PRUNED (per 6.4e7 rays), gamma -> SPLIT.
+Departures: the field is a voxel grid with spherical harmonics (`recon/grid_training.py`) instead of a NeRF-SH, which
+takes minutes instead of days; Adam on the leaves that a photo meets instead of SGD or RMSProp; rates fall tenfold over
+the run, so that the last octree is the best one and no views are held back to choose it; leaves are dropped rather
+than merged (`scene/octree_refine.py` has the reasons and figures); cut-out photos are trained over random backgrounds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from data.captures import Capture
+from recon.dot_state import Trainer, checkpoint_of, planned_steps, restored
+from recon.grid_training import Checkpoint, GridOptions, train_grid
+from recon.initial_points import train_cameras
+from recon.photo_cache import PhotoCache
+from scene import sh
+from scene.cameras import Camera
+from scene.depth_fusion import DepthFrame
+from scene.errors import InputError, Interrupted
+from scene.field_conversion import gaussians_from_frames
+from scene.formats.octree_npz import load_octree, save_octree
+from scene.gaussians import Gaussians
+from scene.octree import Edit, Octree, keep
+from scene.octree_baking import bake, field_of_grid
+from scene.octree_refine import REFERENCE_RAYS, drop, grow, join
+from scene.octree_step import OctreeStep, Rates
+from scene.ops import native
+from scene.ops.composite import composite
+from scene.ops.octree_index import FINEST
+from scene.ops.octree_render import LEAST_SIGMA, VIEWED, Rays, render_octree
+from scene.runs import StepReport
+
+__all__ = ["PRESETS", "Checkpoint", "Config", "train"]
+
+SCENE_FILE = "scene.npz"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of DOT; the command line's flags are made from these fields."""
+
+    variant: Literal["dot", "pot"] = "dot"
+    """an octree that changes while it is trained (DOT), or stays as it was baked (PlenOctrees)"""
+    grid_steps: int = 5000
+    """training steps of the grid that the octree is baked from"""
+    rays: int = 8192
+    """rays of a step of the grid"""
+    voxels: int = 160**3
+    """voxels of the grid, about"""
+    epochs: int = 40
+    """how often the octree sees each photo, after baking"""
+    level: int = 8
+    """halvings of the scene's cube down to a baked leaf: 8 are 256 leaves along each axis"""
+    sh_degree: int = 2
+    """degree of the spherical harmonics that hold the view-dependent colour, 0 to 3"""
+    sigma_lr: float = 0.03
+    """learning rate of the densities, in optical depth of a baked leaf"""
+    sh_lr: float = 0.02
+    """learning rate of the colour coefficients"""
+    prune: float = 4.0
+    """light that a leaf must send to the photos to stay, in pixels per hundred photos of 800 x 800 (DOT)"""
+    split: float = 0.02
+    """share of the leaves that is split, four times in a run (DOT)"""
+    max_leaves: int = 4_000_000
+    """cap on the number of leaves"""
+    checkpoint_seconds: float = 30.0
+    """time between checkpoints; a killed run loses no more than this"""
+    seed: int = 0
+    """seed of every random choice"""
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in LIMITS.items():
+            if not least <= getattr(self, name) <= most:  # false for NaN as well
+                raise InputError(
+                    f"--{name.replace('_', '-')} must lie between {least:g} and {most:g}, got {getattr(self, name)}"
+                )
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "grid_steps": (1, 10_000_000),
+    "rays": (1, 1 << 20),
+    "voxels": (1000, 640**3),
+    "epochs": (0, 100_000),
+    "level": (2, 10),
+    "sh_degree": (0, sh.MAX_DEGREE),
+    "sigma_lr": (0, 1e6),
+    "sh_lr": (0, 1e3),
+    "prune": (0, 1e9),
+    "split": (0, 1),
+    "max_leaves": (1, 1 << 25),
+    "checkpoint_seconds": (0, math.inf),
+    "seed": (0, 2**63 - 1),
+}
+"""What options may be; beyond it training could only fail after the cameras have been estimated."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "draft": {"grid_steps": 1500, "rays": 4096, "voxels": 100**3, "level": 7, "epochs": 10},
+    "standard": {},
+    "high": {"grid_steps": 15_000, "voxels": 256**3, "level": 9, "epochs": 80},
+}
+
+COARSE_VOXELS, COARSE_SHARE = 64**3, 0.08
+GRID_SHARE = 0.55  # of a time budget
+FALL = 0.1  # of the learning rates over the octree's training
+PRUNE_FROM, PRUNE_TO = 0.02, 0.95  # progress of the octree's training
+SPLIT_AT = (0.15, 0.3, 0.45, 0.6)
+FINEST_SPLIT = 2  # levels below the baked ones
+ALIKE = 0.01  # siblings that differ by less are merged
+
+
+def train(
+    capture: Capture,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    max_seconds: float | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    save: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    decide: Callable[[str], None] = lambda sentence: None,
+    resume: Checkpoint | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Octree:
+    """Trains an octree on `capture.train`; it comes back on `device`.
+
+    Arguments as of `recon.gaussians.train`. On the CPU backend and without a time limit a resumed run equals the
+    unbroken one bit for bit. Raises InputError where the capture allows no bounded grid, Interrupted when `stop()`
+    says so (after saving).
+    """
+    device = torch.device(device)
+    _check_capture(capture)
+    if resume is not None and resume.state.get("stage") == "octree":
+        trainer = restored(capture, config, device, resume)
+    else:
+        trainer = _from_grid(capture, config, device, max_seconds, on_step, save, decide, resume, stop)
+    began = time.monotonic() - trainer.seconds
+    last_save = last_report = time.monotonic()
+    while (p := _progress(trainer, max_seconds)) < 1:
+        _one_photo(trainer, p)
+        now = time.monotonic()
+        trainer.seconds = now - began
+        if stop():
+            save(checkpoint_of(trainer))
+            raise Interrupted(f"stopped after {_report(trainer, max_seconds).step} steps; --resume goes on from there")
+        if now - last_save > config.checkpoint_seconds:
+            save(checkpoint_of(trainer))
+            last_save = time.monotonic()
+        if now - last_report > 0.5:
+            on_step(_report(trainer, max_seconds))
+            last_report = now
+    _change(trainer.step, keep(trainer.step.octree, trainer.step.octree.sigmas > 0))
+    save(checkpoint_of(trainer))
+    on_step(_report(trainer, max_seconds))
+    return trainer.step.octree
+
+
+def _check_capture(capture: Capture) -> None:
+    if not capture.train or any(capture.views[i].camera is None for i in capture.train):
+        raise InputError("training needs photos with known cameras; estimate them first (maquette recon does)")
+
+
+def _from_grid(
+    capture: Capture,
+    config: Config,
+    device: torch.device,
+    max_seconds: float | None,
+    on_step: Callable[[StepReport], None],
+    save: Callable[[Checkpoint], None],
+    decide: Callable[[str], None],
+    resume: Checkpoint | None,
+    stop: Callable[[], bool],
+) -> Trainer:
+    """The octree baked from a grid that is trained here, before its first step."""
+    total = planned_steps(capture, config)
+    spent = 0.0
+    if resume is not None and (resume.state.get("stage") != "grid" or resume.state.get("steps") != total):
+        raise InputError("the checkpoint was made by other options or another method; resume with its options")
+    options = GridOptions(
+        steps=config.grid_steps,
+        rays=config.rays,
+        voxels=config.voxels,
+        coarse_voxels=min(COARSE_VOXELS, config.voxels),
+        coarse_share=COARSE_SHARE,
+        channels=3 * sh.coefficients(config.sh_degree),
+        head="sh",
+        width=64,
+        scene="bounded",
+        checkpoint_seconds=config.checkpoint_seconds,
+        seed=config.seed,
+    )
+    grid_seconds = None if max_seconds is None else GRID_SHARE * max_seconds
+
+    def tell(report: StepReport) -> None:
+        left = None if report.eta_s is None else report.eta_s / (GRID_SHARE if max_seconds else 1.0)
+        on_step(replace(report, steps=total, eta_s=left, message=f"grid {report.message}".strip()))
+
+    def wrap(checkpoint: Checkpoint) -> None:
+        nonlocal spent
+        spent = float(checkpoint.state["seconds"])
+        inner = dict(checkpoint.state)
+        state = {"stage": "grid", "step": inner["step"], "steps": total, "seconds": spent, "grid": inner}
+        save(Checkpoint(checkpoint.tensors, state))
+
+    grid = train_grid(
+        capture,
+        options,
+        device=device,
+        max_seconds=grid_seconds,
+        on_step=tell,
+        save=wrap,
+        decide=decide,
+        resume=None if resume is None else Checkpoint(resume.tensors, resume.state["grid"]),
+        stop=stop,
+    )
+    began = time.monotonic()
+    cameras = [camera.to(dtype=torch.float32) for camera in train_cameras(capture)]
+    octree = bake(field_of_grid(grid), grid.frame.box[0], grid.frame.box[1], config.level, cameras)
+    decide(f"The grid was baked into an octree of {len(octree):,} leaves that photos see.")
+    generator = torch.Generator().manual_seed(config.seed)
+    queue = torch.empty(0, dtype=torch.int64)
+    trainer = Trainer(capture, config, PhotoCache(capture, device), OctreeStep(octree), generator, queue)
+    trainer.seconds = trainer.began = spent + time.monotonic() - began
+    return trainer
+
+
+def _progress(trainer: Trainer, max_seconds: float | None) -> float:
+    """Of the octree's training."""
+    photos = trainer.config.epochs * len(trainer.capture.train)
+    share = trainer.done / photos if photos else 1.0
+    if max_seconds is None:
+        return share
+    return max(share, (trainer.seconds - trainer.began) / max(1e-3, max_seconds - trainer.began))
+
+
+def _one_photo(trainer: Trainer, p: float) -> None:
+    """One photo: render, compare, learn; at the end of an epoch the octree may change."""
+    capture, config = trainer.capture, trainer.config
+    if len(trainer.queue) == 0:
+        if trainer.done:
+            _end_epoch(trainer, p)
+        order = torch.randperm(len(capture.train), generator=trainer.generator)
+        trainer.queue = torch.tensor(capture.train)[order]
+    index, trainer.queue = int(trainer.queue[0]), trainer.queue[1:]
+    photo, camera = trainer.photos.photo(index, 0), capture.views[index].camera
+    trainer.photos.prefetch(trainer.queue[:4].tolist(), 0)
+    assert camera is not None
+    background = torch.rand(3, generator=trainer.generator) if photo.alpha is not None else torch.zeros(3)
+    background = background.to(photo.rgb.device)
+    if photo.alpha is None:
+        target = photo.rgb.float() / 255
+    else:
+        target = composite(photo.rgb, photo.alpha, background)
+    fall = FALL**p
+    side = 0.5**config.level / float(trainer.step.octree.index.invradius.max())
+    rates = Rates(fall * config.sigma_lr / side, fall * config.sh_lr)
+    trainer.error += trainer.step.take(camera.resized(target.shape[1], target.shape[0]), target, background, rates)
+    trainer.done += 1
+
+
+def _end_epoch(trainer: Trainer, p: float) -> None:
+    """What the epoch's light says about the leaves (DOT): which go, which are split."""
+    config, capture, step = trainer.config, trainer.capture, trainer.step
+    trainer.epoch_error = trainer.error / len(capture.train)
+    trainer.error = 0.0
+    if config.variant == "dot" and PRUNE_FROM <= p < PRUNE_TO and len(step.octree):
+        rays = sum(capture.views[i].width * capture.views[i].height for i in capture.train)
+        _change(step, drop(step.octree, step.weights, config.prune * rays / REFERENCE_RAYS))
+        due = sum(p >= at for at in SPLIT_AT)
+        if due > trainer.splits:
+            trainer.splits = due
+            limit = min(FINEST, config.level + FINEST_SPLIT)
+            _change(step, grow(step.octree, step.weights, config.split, config.max_leaves, limit))
+        elif p > SPLIT_AT[-1]:
+            _change(step, join(step.octree, ALIKE))
+    step.weights.zero_()
+
+
+def _change(step: OctreeStep, edit: Edit) -> None:
+    if len(edit.octree):
+        step.apply(edit)
+
+
+def _report(trainer: Trainer, max_seconds: float | None) -> StepReport:
+    p, config = _progress(trainer, max_seconds), trainer.config
+    photos = config.epochs * len(trainer.capture.train)
+    if max_seconds is not None and p > 0:
+        photos = round(trainer.done / p)
+    seen = trainer.done % len(trainer.capture.train)
+    error = trainer.error / seen if seen else trainer.epoch_error
+    return StepReport(
+        step=config.grid_steps + trainer.done,
+        steps=config.grid_steps + photos,
+        loss=math.nan if error is None else error,
+        psnr=-10 * math.log10(error) if error else None,
+        splats=len(trainer.step.octree),
+        eta_s=(trainer.seconds - trainer.began) * (1 - p) / p if p > 0 else None,
+        message="octree",
+    )
+
+
+def check(config: Config, device: torch.device) -> None:
+    """Every option trains on every device."""
+
+
+def explain(config: Config, device: torch.device) -> str:
+    """One line: what computes on `device`."""
+    return native.explain(device)
+
+
+def learns_exposure(capture: Capture, config: Config) -> bool:
+    """DOT knows no exposures: photos are compared as they are."""
+    return False
+
+
+def save_scene(path: Path, scene: Octree) -> None:
+    """Write scene.npz. Raises ResourceError when the disk is full."""
+    save_octree(path, scene)
+
+
+def load_scene(path: Path) -> Octree:
+    """Read scene.npz. Raises InputError when it holds no sound octree."""
+    return load_octree(path)
+
+
+@torch.no_grad()
+def picture(scene: Octree, camera: Camera, background: Tensor, config: Config) -> Tensor:
+    """The octree as `camera` sees it over `background` [3]: [H, W, 3], without gradients."""
+    rays = Rays(camera=camera.to(device=scene.sigmas.device, dtype=scene.sigmas.dtype))
+    seen = render_octree(scene.sigmas, scene.sh_coeffs, scene.index, rays, stop=VIEWED, least=LEAST_SIGMA, whole=True)
+    return (seen.rgb + seen.last[:, None] * background.to(seen.rgb)).view(camera.height, camera.width, 3)
+
+
+@torch.no_grad()
+def surface_frame(scene: Octree, camera: Camera, config: Config) -> DepthFrame:
+    """Colour and depth of the surface that `camera` sees: where half of the light is left."""
+    rays = Rays(camera=camera.to(device=scene.sigmas.device, dtype=scene.sigmas.dtype))
+    seen = render_octree(scene.sigmas, scene.sh_coeffs, scene.index, rays, least=LEAST_SIGMA, with_depth=True)
+    assert seen.median is not None
+    shape = (camera.height, camera.width)
+    rgb = (seen.rgb.clamp(0, 1) * 255).round().to(torch.uint8).view(*shape, 3)
+    alpha = (1 - seen.last).view(shape)
+    return DepthFrame(camera, seen.median.view(shape).cpu(), rgb.cpu(), alpha.cpu(), empty_is_free=True)
+
+
+def counts(scene: Octree) -> tuple[int, int]:
+    """How many leaves hold something, and how many numbers hold the scene."""
+    return len(scene), scene.sigmas.numel() + scene.sh_coeffs.numel()
+
+
+def to_gaussians(
+    scene: Octree,
+    cameras: Sequence[Camera],
+    config: Config,
+    *,
+    progress: Callable[[int, int, str], None] = lambda done, total, message: None,
+) -> Gaussians:
+    """Splats that `cameras` see nearly as they see the octree."""
+    return gaussians_from_frames(
+        lambda camera: surface_frame(scene, camera, config), cameras, progress=progress
+    ).gaussians
