@@ -125,7 +125,7 @@ class _Render(torch.autograd.Function):
         v_sigmas, v_sh = torch.empty_like(sigmas), torch.empty_like(sh_coeffs)
         arguments = scene_arguments(sigmas, sh_coeffs, index, rays, stop, least)
         native.kernels(sigmas.device).octree_backward(
-            *arguments, v[0].contiguous(), v[1].contiguous(), v_sigmas, v_sh.view(len(v_sh), -1)
+            *arguments, v[0].contiguous(), v[1].contiguous(), v_sigmas, v_sh.view(len(v_sh), 3 * v_sh.shape[1])
         )
         return v_sigmas, v_sh, None, None, None, None, None, None
 
@@ -158,7 +158,7 @@ def scene_arguments(
 ) -> tuple[Any, ...]:
     """What every octree kernel takes first."""
     table = (index.top.view(-1), index.nodes.view(-1, 64), index.shape, index.frame)
-    leaves = (sigmas, sh_coeffs.view(len(sh_coeffs), -1))
+    leaves = (sigmas, sh_coeffs.view(len(sh_coeffs), 3 * sh_coeffs.shape[1]))
     return (*table, *leaves, *rays.arguments(sigmas.dtype), stop, least)
 
 
