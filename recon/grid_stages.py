@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from data.captures import Capture
 from recon.grid_recipes import COARSE, RECIPES, GridOptions, Recipe, interval_of, plane_shifts, shift_of, size_of
@@ -16,10 +18,12 @@ from recon.ray_pool import RayPool
 from scene.grid_step import GridStep
 from scene.ops.color_mlp import ColorMlp
 from scene.ops.grid_march import hits, pack_bits
+from scene.ops.trilinear import trilinear
 from scene.ray_space import GridFrame, grid_size
-from scene.voxel_grid import dilate, new_grid, resampled
+from scene.voxel_grid import VoxelGrid, dilate, new_grid, resampled
 
 COARSE_ALPHA = 1e-3  # coarse cells above it are worth a fine grid
+START_ALPHA = 0.5  # of the fine grid's steps where the coarse grid is solid
 INFLATED = 1.05  # the fine box around them
 SEEN_BY = 2  # voxels in no more views than this stay as they are
 NEVER = -100.0  # raw density of voxels that touch a camera
@@ -79,9 +83,7 @@ def _coarse(
     frame = GridFrame(scene.space, scene.box, size)
     occupied = torch.ones(size, dtype=torch.bool)
     if scene.hull is not None:
-        hull = torch.nn.functional.interpolate(
-            scene.hull[None, None].float(), size, mode="trilinear", align_corners=True
-        )
+        hull = functional.interpolate(scene.hull[None, None].float(), size, mode="trilinear", align_corners=True)
         occupied = dilate(hull[0, 0] > 0)
     shifts = torch.full((size[2],), shift_of(COARSE.alpha_init))
     grid = new_grid(
@@ -119,9 +121,26 @@ def to_fine(trainer: Trainer, p: float, decide: Callable[[str], None]) -> None:
     fine = _fine(
         trainer.capture, trainer.options, trainer.device, scene, trainer.pool, trainer.generator, (frame, near_solid)
     )
+    _start_from(fine.step.grid, grid)
     for name in ("scene", "stage", "step", "recipe", "final_size", "entry"):
         setattr(trainer, name, getattr(fine, name))
     trainer.began_at, trainer.doubled, trainer.pruned = p, 0, 0
+
+
+@torch.no_grad()
+def _start_from(fine: VoxelGrid, coarse: VoxelGrid) -> None:
+    """Densities of the fine grid from those of the coarse one, so that rays end at its surfaces from the first step.
+
+    Where the coarse grid is clear, b alone counts, as in DVGO; where it is solid, a step takes at most START_ALPHA.
+    """
+    places = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in fine.frame.size))
+    points = coarse.frame.grid_from_world(fine.frame.world_from_grid(places.to(fine.density.device)))
+    rows = torch.arange(coarse.density.numel(), dtype=torch.int32, device=points.device).view(coarse.density.shape)
+    raw = trilinear((coarse.density + coarse.shifts).reshape(-1, 1), rows, points)
+    per_length = functional.softplus(raw) * coarse.interval / (coarse.step * coarse.frame.voxel_size)
+    activated = (per_length * fine.step * fine.frame.voxel_size).clamp(1e-9, -math.log1p(-START_ALPHA)) / fine.interval
+    wanted = torch.log(torch.expm1(activated)).view(fine.frame.size) - fine.shifts
+    fine.density.copy_(wanted.clamp(min=0))
 
 
 def _fine(

@@ -24,7 +24,9 @@ from scene.voxel_grid import VoxelGrid, dense_alpha, with_occupied
 
 __all__ = ["Checkpoint", "GridOptions", "train_grid"]
 
-PRUNE_EVERY, PRUNE_FROM = 0.05, 0.025  # of the fine stage: when occupied voxels are looked at again
+LEAST_COARSE, MOST_COARSE = 600, 0.4  # steps of the coarse grid, and progress at which it ends all the same
+LEAST_AT_A_SIZE = 100
+PRUNE_EVERY, PRUNE_FROM = 0.025, 0.0125  # of the fine stage: when occupied voxels are looked at again
 
 
 def train_grid(
@@ -75,10 +77,22 @@ def _progress(trainer: Trainer, max_seconds: float | None) -> float:
     return max(share, trainer.seconds / max_seconds) if max_seconds else share
 
 
+def _least(trainer: Trainer) -> int:
+    """Steps that a size is trained for at least: what is doubled sooner is fog, and twice as much of it."""
+    return min(LEAST_AT_A_SIZE, trainer.options.steps // 50)
+
+
+def _coarse_is_done(trainer: Trainer, p: float) -> bool:
+    """After its share of the run; later where the steps taken are too few, for a fine grid full of fog costs more."""
+    share = trainer.options.coarse_share
+    return p >= share and (trainer.done >= min(LEAST_COARSE, 0.2 * trainer.options.steps) or p >= MOST_COARSE)
+
+
 def _in_stage(trainer: Trainer, p: float) -> float:
     """Progress of the stage, 0 to 1."""
-    end = trainer.options.coarse_share if trainer.stage == "coarse" else 1.0
-    return min(1.0, max(0.0, (p - trainer.began_at) / max(1e-9, end - trainer.began_at)))
+    if trainer.stage == "coarse":
+        return min(1.0, p / max(1e-9, trainer.options.coarse_share))
+    return min(1.0, max(0.0, (p - trainer.began_at) / (1 - trainer.began_at)))
 
 
 def _one_step(trainer: Trainer, p: float) -> None:
@@ -103,12 +117,17 @@ def _one_step(trainer: Trainer, p: float) -> None:
 
 def _turn(trainer: Trainer, p: float, decide: Callable[[str], None]) -> None:
     """Go over to the fine stage, double the voxels, drop those that turned out empty, when it is time."""
-    if trainer.stage == "coarse" and p >= trainer.options.coarse_share:
+    if trainer.stage == "coarse" and _coarse_is_done(trainer, p):
         to_fine(trainer, p, decide)
     if trainer.stage != "fine":
         return
     within = _in_stage(trainer, p)
-    while trainer.doubled < len(trainer.recipe.doublings) and within >= trainer.recipe.doublings[trainer.doubled]:
+    doublings = trainer.recipe.doublings
+    if (
+        trainer.doubled < len(doublings)
+        and within >= doublings[trainer.doubled]
+        and trainer.step.step >= _least(trainer)
+    ):
         double(trainer)
     due = int((within - PRUNE_FROM) / PRUNE_EVERY) + 1 if within >= PRUNE_FROM else 0
     if due > trainer.pruned:
