@@ -108,14 +108,19 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Words:
-    """How a report speaks of a method: its name, its scene, what the scene is made of, its file and its PSNR."""
+    """How reports speak of a method: its name, its scene, what the scene is made of and its file.
+
+    pieces: what a line of progress counts.  counted: what the report's card counts.  curve, psnr: titles of the
+    plots of what the events of its training tell.
+    """
 
     name: str
     scene: str
     pieces: str
-    counted: str  # pieces, on the card that counts them
+    counted: str
     file: str
-    psnr: str = "PSNR on the rays of each step, dB"  # what the events of its training tell
+    curve: str
+    psnr: str
 
 
 WORDS: dict[str, Words] = {
@@ -125,12 +130,29 @@ WORDS: dict[str, Words] = {
         "splats",
         "Gaussians",
         "the Gaussians, in the 3DGS format that viewers read",
+        "Number of Gaussians",
         "PSNR on some held-out photos, dB",
     ),
-    "dvgo": Words("DVGO", "voxel grid", "voxels", "voxels", "the voxel grid with its colour network"),
-    "dot": Words("DOT", "octree", "leaves", "octree leaves", "the octree, in the layout of PlenOctrees"),
+    "dvgo": Words(
+        "DVGO",
+        "voxel grid",
+        "voxels",
+        "voxels",
+        "the voxel grid with its colour network",
+        "Number of voxels",
+        "PSNR on the rays of the steps, dB",
+    ),
+    "dot": Words(
+        "DOT",
+        "octree",
+        "cells",
+        "octree leaves",
+        "the octree, in the layout of PlenOctrees",
+        "Voxels of the grid, then leaves of the octree",
+        "PSNR on the rays of the steps, dB",
+    ),
 }
-UNKNOWN = Words("unknown method", "scene", "parts", "parts", "the scene")
+UNKNOWN = Words("unknown method", "scene", "parts", "parts", "the scene", "Number of parts", "PSNR, dB")
 
 
 def method_of(name: Any) -> Method:

@@ -37,7 +37,7 @@ RECORDED = ("preset", "max_minutes", "downscale", "holdout", "mesh", "faces", "d
 
 LEAST_FACES, MOST_FACES = 100, 5_000_000
 
-METHODS = {"gaussians": "recon.gaussians", "dvgo": "recon.dvgo"}
+METHODS = {"gaussians": "recon.gaussians", "dvgo": "recon.dvgo", "dot": "recon.dot"}
 """Methods by name: the module with what `apps/methods.py` lists. This dict is the whole plug-in system."""
 
 AUTO = "gaussians"
@@ -49,7 +49,7 @@ class Recon:
 
     source: Annotated[Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """folder of photos, video, .zip, COLMAP model, transforms.json, KITTI drive, or a previous run"""
-    method: Literal["auto", "gaussians", "dvgo"] = "auto"
+    method: Literal["auto", "gaussians", "dvgo", "dot"] = "auto"
     """how the scene is represented; auto: gaussians. With --help: the options of that method"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """run folder to make; default runs/SOURCE-METHOD-N"""

@@ -251,7 +251,7 @@ def _curves(run: Run, words: Words) -> str:
     plots = [
         curve("Loss", smoothed(list(points["loss"].items())), logarithmic=True),
         curve(words.psnr, changes, dots=len(changes) < FEW),
-        curve(f"Number of {words.counted}", list(points["splats"].items())),
+        curve(words.curve, list(points["splats"].items())),
     ]
     body = "".join(plots)
     return section("Training", f'<div class="grid2">{body}</div>' if body else "", "Over the steps of the training.")

@@ -36,6 +36,8 @@ TINY_FLAGS = {
     "gaussians": ("--steps", "1500", "--max-splats", "1500", "--initial-splats", "500", "--checkpoint-seconds", "0.3"),
     "dvgo": ("--steps", "400", "--rays", "1024", "--voxels", "27000", "--coarse-voxels", "8000", "--width", "64",
              "--checkpoint-seconds", "0.3"),
+    "dot": ("--grid-steps", "300", "--rays", "1024", "--voxels", "27000", "--level", "5", "--epochs", "10",
+            "--checkpoint-seconds", "0.3"),
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from tests.apps.tiny import write_tiny
 
 FAST: dict[str, tuple[str, ...]] = {
     "dvgo": ("--steps", "300", "--rays", "512", "--voxels", "15000", "--coarse-voxels", "8000", "--width", "64"),
+    "dot": ("--grid-steps", "250", "--rays", "512", "--voxels", "27000", "--level", "5", "--epochs", "10"),
 }
 """Each method but Gaussians, which the other tests of this folder take; flags that train it in seconds."""
 MESH = ("--mesh", "web", "--faces", "1000")
@@ -281,7 +282,7 @@ def test_view_shows_splats_and_mesh_and_what_they_stand_for(finished: Path, tmp_
 
 def test_the_report_speaks_of_the_methods_own_parts(finished: Path) -> None:
     text, spoken = read(finished / "report.html").text, WORDS[method_name(finished)]
-    for expected in (spoken.name, spoken.file, f"Number of {spoken.counted}", f"Splats stand for the {spoken.scene}"):
+    for expected in (spoken.name, spoken.file, spoken.curve, f"Splats stand for the {spoken.scene}"):
         assert expected in text
     assert "Number of Gaussians" not in text and "3D Gaussian Splatting" not in text
     messages = [event["message"] for event in read_events(finished / "events.jsonl")]
