@@ -102,7 +102,7 @@ class Export:
     """run folder, or a splat or mesh file of any format that is written here"""
     to: tuple[Path, ...]
     """files to write. Splats: .ply .splat .spz .sog; meshes: .glb .obj .stl; either: .ply .glb .usdz (see --what);
-    both in one page that needs no network: .html"""
+    both in one page that needs no network: .html; a run's own grid: .safetensors, or octree: .npz"""
     what: Literal["auto", "splats", "mesh"] = "auto"
     """what a format that can hold both gets; auto: what the file's name says ('mesh', 'splats'), else splats for .ply
     and the mesh for .glb and .usdz"""
