@@ -59,7 +59,8 @@ COLUMNS = {
     "frame_ms": "ms",
     "peak_mb": "peak MB",
 }
-MOST_STEPS = 10_000_000  # more than the time lets anyone take, so that the time alone ends a training
+ENDLESS = {"steps": 10_000_000, "grid_steps": 10_000_000, "epochs": 100_000}
+"""Options that would end a training: more than the time lets anyone take, so that the time alone does."""
 STRIPS = 8  # views of which a strip is drawn
 TIMED, TIMED_SECONDS = 20, 10.0  # pictures that are timed, fewer where they take longer than this
 LEAST_COLUMN = 150  # px, so that the words above a picture fit
@@ -112,12 +113,9 @@ def configured(name: str, preset: str, seed: int) -> tuple[Method, Any]:
     """The method's module and its options, with no end to the steps."""
     method, changes = VARIANTS[name]
     module = method_of(method)
-    values = {**module.PRESETS[preset], "seed": seed, **changes}
     config = module.Config()
-    known = {field.name for field in dataclasses.fields(config)}
-    if "steps" in known:
-        values["steps"] = MOST_STEPS
-    return module, dataclasses.replace(config, **values)
+    ends = {field.name: ENDLESS[field.name] for field in dataclasses.fields(config) if field.name in ENDLESS}
+    return module, dataclasses.replace(config, **{**module.PRESETS[preset], "seed": seed, **ends, **changes})
 
 
 def train_one(options: argparse.Namespace) -> dict[str, Any]:
