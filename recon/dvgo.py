@@ -50,7 +50,9 @@ class Config:
     steps: int = 10_000
     """training steps, the coarse ones included"""
     rays: int = 8192
-    """rays per step, from all photos"""
+    """rays per step, from all photos, at most"""
+    samples: int = 250_000
+    """samples per step that get a colour, about: while rays see much fog, fewer are taken"""
     voxels: int = 160**3
     """voxels of the final grid, about; its sides follow the scene's box"""
     coarse_voxels: int = 100**3
@@ -81,6 +83,7 @@ class Config:
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 10_000_000),
     "rays": (1, 1 << 20),
+    "samples": (1000, 1 << 24),
     "voxels": (1000, 640**3),
     "coarse_voxels": (1000, 640**3),
     "coarse_share": (0, 0.9),
@@ -113,6 +116,7 @@ def train(
     options = GridOptions(
         steps=config.steps,
         rays=config.rays,
+        samples=config.samples,
         voxels=config.voxels,
         coarse_voxels=config.coarse_voxels,
         coarse_share=config.coarse_share,

@@ -25,6 +25,7 @@ class Recipe:
     rates: LearningRates
     doublings: tuple[float, ...]  # progress of the fine stage at which the number of voxels doubles
     dense_variation: float  # share of the fine stage in which total variation pulls all voxels, not only touched ones
+    shift_by: float = -1.0  # added to b at each doubling
     planes: int = 0  # forward: along the depth; 0: as the box's edges
 
 
@@ -44,6 +45,7 @@ RECIPES: dict[str, Recipe] = {
         RATES,
         (2 / 30, 4 / 30, 6 / 30, 8 / 30),
         1 / 3,
+        shift_by=0.0,
         planes=128,
     ),
     "unbounded": Recipe(
@@ -63,7 +65,7 @@ class GridOptions:
     """A training of a grid: how long, how large, and what turns features into colours."""
 
     steps: int
-    rays: int
+    rays: int  # of a step, at most
     voxels: int
     coarse_voxels: int
     coarse_share: float
@@ -73,6 +75,7 @@ class GridOptions:
     scene: Literal["auto", "bounded", "forward", "unbounded"]
     checkpoint_seconds: float
     seed: int
+    samples: int = 250_000  # coloured in a step, about
 
 
 def size_of(scene: GridScene, voxels: int, recipe: Recipe) -> tuple[int, int, int]:

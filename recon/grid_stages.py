@@ -49,6 +49,7 @@ class Trainer:
     seconds: float = 0.0
     began_at: float = 0.0  # progress at which the stage began
     doubled: int = 0
+    rays: int = 0  # of the next step
     pruned: int = 0
     error: Tensor = field(default_factory=lambda: torch.tensor(0.0))
 
@@ -66,8 +67,11 @@ def fresh(capture: Capture, options: GridOptions, device: torch.device, decide: 
     if pool.level:
         decide(f"The photos have many pixels; the grid trains on them at 1/{2**pool.level} of their size.")
     if kind == "bounded":
-        return _coarse(capture, options, device, scene, pool, generator)
-    return _fine(capture, options, device, scene, pool, generator, None)
+        trainer = _coarse(capture, options, device, scene, pool, generator)
+    else:
+        trainer = _fine(capture, options, device, scene, pool, generator, None)
+    trainer.rays = options.rays
+    return trainer
 
 
 def _coarse(
@@ -203,10 +207,11 @@ def draw_hits(pool: RayPool, frame: GridFrame, occupied: Tensor, step: float, ne
 
 
 def double(trainer: Trainer) -> None:
-    """Twice as many voxels; Adam starts anew and b falls by 1, as DVGO's code does."""
+    """Twice as many voxels; Adam starts anew, and b falls where steps become shorter, as in DVGO's code."""
     trainer.doubled += 1
     grid, recipe = trainer.step.grid, trainer.recipe
     left = len(recipe.doublings) - trainer.doubled
     size = size_of(trainer.scene, trainer.options.voxels // 2**left, recipe)
-    bigger = resampled(grid, size, interval=interval_of(trainer.scene, recipe, size, trainer.final_size), shift_by=-1.0)
+    interval = interval_of(trainer.scene, recipe, size, trainer.final_size)
+    bigger = resampled(grid, size, interval=interval, shift_by=recipe.shift_by)
     trainer.step = GridStep(bigger)

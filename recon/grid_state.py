@@ -65,7 +65,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "lens": list(trainer.scene.space.lens),
         "space_near": trainer.scene.space.near,
         "near": trainer.scene.near,
-        **{name: getattr(trainer, name) for name in ("began_at", "doubled", "pruned")},
+        **{name: getattr(trainer, name) for name in ("began_at", "doubled", "rays", "pruned")},
     }
     return Checkpoint(tensors, state)
 
@@ -123,6 +123,7 @@ def restored(capture: Capture, options: GridOptions, device: torch.device, check
             state["seconds"],
             state["began_at"],
             state["doubled"],
+            state["rays"],
             state["pruned"],
             tensors["error"][0].clone(),
         )

@@ -26,6 +26,7 @@ __all__ = ["Checkpoint", "GridOptions", "train_grid"]
 
 LEAST_COARSE, MOST_COARSE = 600, 0.4  # steps of the coarse grid, and progress at which it ends all the same
 LEAST_AT_A_SIZE = 100
+LEAST_RAYS = 256
 PRUNE_EVERY, PRUNE_FROM = 0.025, 0.0125  # of the fine stage: when occupied voxels are looked at again
 
 
@@ -99,7 +100,7 @@ def _one_step(trainer: Trainer, p: float) -> None:
     """Random rays of all photos: march, compare, learn."""
     step, recipe, within = trainer.step, trainer.recipe, _in_stage(trainer, p)
     pool = trainer.pool
-    ids = pool.draw(trainer.options.rays, trainer.generator)
+    ids = pool.draw(trainer.rays, trainer.generator)
     origins, directions = pool.rays(ids)
     background = torch.ones(3, device=origins.device) if pool.has_alpha else torch.zeros(3, device=origins.device)
     if trainer.scene.kind == "unbounded" and not pool.has_alpha:  # what stays clear must not pass for black
@@ -111,8 +112,15 @@ def _one_step(trainer: Trainer, p: float) -> None:
     rates = LearningRates(*(fall * rate for rate in (recipe.rates.density, recipe.rates.features, recipe.rates.mlp)))
     weights = replace(recipe.weights, tv_touched_only=within >= recipe.dense_variation)
     loss = step.take(spans, directions, target, background, weights, rates)
+    trainer.rays = _affordable(trainer, step.samples)
     mse = loss.mse.to(trainer.error)
     trainer.error = mse if trainer.done == 0 else 0.98 * trainer.error + 0.02 * mse
+
+
+def _affordable(trainer: Trainer, samples: int) -> int:
+    """Rays of the next step: fewer while each sees much fog, so that a step costs about the same from first to last."""
+    wanted = int(trainer.options.samples * trainer.rays / max(1, samples))
+    return max(min(LEAST_RAYS, trainer.options.rays), min(trainer.options.rays, wanted))
 
 
 def _turn(trainer: Trainer, p: float, decide: Callable[[str], None]) -> None:

@@ -56,6 +56,11 @@ class GridStep:
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.parameters().items()}
         self._prepare()
 
+    @property
+    def samples(self) -> int:
+        """How many samples the last step coloured."""
+        return 0 if self._marched is None else len(self._marched.samples.weights)
+
     def parameters(self) -> dict[str, Tensor]:
         """What is learned, by name."""
         found = {"density": self.grid.density, "features": self.grid.features}
