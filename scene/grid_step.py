@@ -21,6 +21,7 @@ from scene.ops.volume_loss import VolumeLoss, volume_loss_and_grad
 from scene.voxel_grid import STOP, VoxelGrid, embed, live_rows
 
 BETAS, EPS = (0.9, 0.99), 1e-8
+VARIATION_EVERY = 4  # steps, with as many times the weight: it walks over every voxel, samples over a few
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,9 @@ class GridStep:
         return sh_color_forward(features, rays, view) if self.grid.head == "sh" else features.sigmoid()
 
     def _add_variation(self, weights: Weights) -> None:
-        grid, scale = self.grid, max(self.grid.frame.size) / 128
+        if self.step % VARIATION_EVERY:
+            return
+        grid, scale = self.grid, VARIATION_EVERY * max(self.grid.frame.size) / 128
         only = weights.tv_touched_only
         if weights.tv_density:
             add_total_variation(self.density_grad, grid.density, weight=weights.tv_density * scale, touched_only=only)
