@@ -5,7 +5,7 @@ A radiance grid is trained and baked into an octree whose leaves hold a density 
 then optimised on whole photos: as they are ("pot", the PlenOctree baseline), or while the octree changes ("dot"): what
 no ray uses goes, what rays use most is split, and the optimiser's moments follow their leaves.
 
-Symbols: sigma -> sigmas, k -> sh_coeffs, S_leaf -> OctreeStep.weights, tau -> PRUNED (per 6.4e7 rays), gamma -> SPLIT.
+Symbols: sigma -> sigmas, k -> sh_coeffs, S_leaf -> OctreeStep.weights, tau -> Config.prune, gamma -> Config.split.
 Departures: the field is a voxel grid with spherical harmonics (`recon/grid_training.py`) instead of a NeRF-SH, which
 takes minutes instead of days; Adam on the leaves that a photo meets instead of SGD or RMSProp; rates fall tenfold over
 the run, so that the last octree is the best one and no views are held back to choose it; leaves are dropped rather
@@ -38,8 +38,8 @@ from scene.formats.octree_npz import load_octree, save_octree
 from scene.gaussians import Gaussians
 from scene.octree import Edit, Octree, keep
 from scene.octree_baking import bake, field_of_grid
-from scene.octree_refine import REFERENCE_RAYS, drop, grow, join
-from scene.octree_step import OctreeStep, Rates
+from scene.octree_refine import drop, grow, join
+from scene.octree_step import FLOOR, OctreeStep, Rates
 from scene.ops import native
 from scene.ops.composite import composite
 from scene.ops.octree_index import FINEST
@@ -73,8 +73,8 @@ class Config:
     """learning rate of the densities, in optical depth of a baked leaf"""
     sh_lr: float = 0.02
     """learning rate of the colour coefficients"""
-    prune: float = 4.0
-    """light that a leaf must send to the photos to stay, in pixels per hundred photos of 800 x 800 (DOT)"""
+    prune: float = 0.2
+    """a leaf goes when it sends less than this share of the light that baked leaves send on average (DOT)"""
     split: float = 0.02
     """share of the leaves that is split, four times in a run (DOT)"""
     max_leaves: int = 4_000_000
@@ -101,7 +101,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "sh_degree": (0, sh.MAX_DEGREE),
     "sigma_lr": (0, 1e6),
     "sh_lr": (0, 1e3),
-    "prune": (0, 1e9),
+    "prune": (0, 1),
     "split": (0, 1),
     "max_leaves": (1, 1 << 25),
     "checkpoint_seconds": (0, math.inf),
@@ -116,6 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 COARSE_VOXELS, COARSE_SHARE = 64**3, 0.08
+COARSE_LEVEL = 5  # of leaves where nothing is known
 GRID_SHARE = 0.55  # of a time budget
 FALL = 0.1  # of the learning rates over the octree's training
 PRUNE_FROM, PRUNE_TO = 0.02, 0.95  # progress of the octree's training
@@ -148,6 +149,17 @@ def train(
         trainer = restored(capture, config, device, resume)
     else:
         trainer = _from_grid(capture, config, device, max_seconds, on_step, save, decide, resume, stop)
+    return train_octree(trainer, max_seconds, on_step, save, stop)
+
+
+def train_octree(
+    trainer: Trainer,
+    max_seconds: float | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    save: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Octree:
+    """The octree's part of `train`, from where `trainer` stands."""
     began = time.monotonic() - trainer.seconds
     last_save = last_report = time.monotonic()
     while (p := _progress(trainer, max_seconds)) < 1:
@@ -157,13 +169,13 @@ def train(
         if stop():
             save(checkpoint_of(trainer))
             raise Interrupted(f"stopped after {_report(trainer, max_seconds).step} steps; --resume goes on from there")
-        if now - last_save > config.checkpoint_seconds:
+        if now - last_save > trainer.config.checkpoint_seconds:
             save(checkpoint_of(trainer))
             last_save = time.monotonic()
         if now - last_report > 0.5:
             on_step(_report(trainer, max_seconds))
             last_report = now
-    _change(trainer.step, keep(trainer.step.octree, trainer.step.octree.sigmas > 0))
+    _change(trainer.step, keep(trainer.step.octree, trainer.step.octree.sigmas > FLOOR))  # no picture shows the others
     save(checkpoint_of(trainer))
     on_step(_report(trainer, max_seconds))
     return trainer.step.octree
@@ -229,11 +241,17 @@ def _from_grid(
     )
     began = time.monotonic()
     cameras = [camera.to(dtype=torch.float32) for camera in train_cameras(capture)]
-    octree = bake(field_of_grid(grid), grid.frame.box[0], grid.frame.box[1], config.level, cameras)
-    decide(f"The grid was baked into an octree of {len(octree):,} leaves that photos see.")
+    grid_field, (low, high) = field_of_grid(grid, config.sh_degree), grid.frame.box
+    octree = bake(grid_field, low, high, config.level, cameras)
+    if len(octree):
+        decide(f"The grid was baked into an octree of {len(octree):,} leaves that photos see.")
+    else:
+        decide("The grid found nothing solid; the octree starts from all of it, coarsely.")
+        octree = bake(grid_field, low, high, min(config.level, COARSE_LEVEL), [], least_alpha=0.0)
     generator = torch.Generator().manual_seed(config.seed)
     queue = torch.empty(0, dtype=torch.int64)
-    trainer = Trainer(capture, config, PhotoCache(capture, device), OctreeStep(octree), generator, queue)
+    photos = PhotoCache(capture, device)
+    trainer = Trainer(capture, config, photos, OctreeStep(octree), generator, queue, max(1, len(octree)))
     trainer.seconds = trainer.began = spent + time.monotonic() - began
     return trainer
 
@@ -278,8 +296,7 @@ def _end_epoch(trainer: Trainer, p: float) -> None:
     trainer.epoch_error = trainer.error / len(capture.train)
     trainer.error = 0.0
     if config.variant == "dot" and PRUNE_FROM <= p < PRUNE_TO and len(step.octree):
-        rays = sum(capture.views[i].width * capture.views[i].height for i in capture.train)
-        _change(step, drop(step.octree, step.weights, config.prune * rays / REFERENCE_RAYS))
+        _change(step, drop(step.octree, step.weights, config.prune * float(step.weights.sum()) / trainer.baked))
         due = sum(p >= at for at in SPLIT_AT)
         if due > trainer.splits:
             trainer.splits = due

@@ -22,7 +22,7 @@ from scene.ops.octree_index import build_index
 if TYPE_CHECKING:
     from recon.dot import Config
 
-PLAIN = ("done", "seconds", "began", "splits", "error", "epoch_error")
+PLAIN = ("baked", "done", "seconds", "began", "splits", "error", "epoch_error")
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Trainer:
     step: OctreeStep
     generator: torch.Generator
     queue: Tensor  # views still to come in this epoch
+    baked: int  # leaves before the first step
     done: int = 0  # photos
     seconds: float = 0.0  # of the whole run
     began: float = 0.0  # seconds at which the octree's training began
@@ -91,7 +92,7 @@ def restored(capture: Capture, config: Config, device: torch.device, checkpoint:
             getattr(step, name).copy_(tensors[name])
         generator = torch.Generator()
         generator.set_state(tensors["generator"])
-        trainer = Trainer(capture, config, PhotoCache(capture, device), step, generator, tensors["queue"].clone())
+        trainer = Trainer(capture, config, PhotoCache(capture, device), step, generator, tensors["queue"].clone(), 1)
         for name in PLAIN:
             setattr(trainer, name, state[name])
         return trainer

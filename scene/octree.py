@@ -8,7 +8,6 @@ l is a child of a node of depth l - 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,12 +121,6 @@ class Edit:
             taken[merged] = _sums(values, self.first[merged], self.counts[merged])
         return taken
 
-    def then(self, later: Edit) -> Edit:
-        """This edit followed by one of its outcome; `later` must not merge what this one split."""
-        last = later.first + later.counts - 1
-        ends = self.first[last] + self.counts[last]
-        return Edit(later.octree, self.first[later.first], ends - self.first[later.first])
-
 
 @dataclass(frozen=True)
 class Siblings:
@@ -196,15 +189,6 @@ def split(octree: Octree, chosen: Tensor) -> Edit:
     codes = octree.index.codes[rows] + within * span(levels)
     new = Octree.of(codes, levels, *_rows(octree, rows))
     return Edit(new, rows, torch.ones_like(rows))
-
-
-def in_sequence(octree: Octree, edits: Sequence[Edit]) -> Edit:
-    """Several edits, each of the outcome of the one before, as one; none: all rows as they are."""
-    rows = torch.arange(len(octree), device=octree.sigmas.device)
-    total = Edit(octree, rows, torch.ones_like(rows))
-    for edit in edits:
-        total = total.then(edit)
-    return total
 
 
 def _edit(octree: Octree, rows: Tensor, counts: Tensor, levels: Tensor) -> Edit:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scene import sh
 from scene.cameras import Camera
 from scene.octree import Octree, from_cells, keep
 from scene.ops.octree_index import FINEST, decode
@@ -73,7 +74,7 @@ def bake(
         sigmas.append(sigma[dense].float())
     sigma = torch.cat(sigmas)
     octree = from_cells(torch.cat(cells), level, sigma, sigma.new_zeros(len(sigma), 1, 3), offset, invradius)
-    if cameras:
+    if cameras and len(octree):
         sums, most = torch.zeros_like(sigma), torch.zeros_like(sigma)
         for camera in cameras:
             rays = Rays(camera=camera.to(device=device, dtype=torch.float32))
@@ -92,12 +93,12 @@ def _means(octree: Octree, field: Field, level: int, across: int) -> tuple[Tenso
     for part in corners.split(max(1, CHUNK // len(inside))):
         points = _world((part[:, None] + inside) / 2**level, octree.index.offset, octree.index.invradius)
         points = points.view(-1, 3).to(octree.sigmas)
-        sigma = field.density(points).view(len(part), -1)
+        sigma = field.density(points).view(len(part), len(inside))
         color = field.colors(points)
         share = sigma.clamp_min(1e-6)
         share = share / share.sum(1, keepdim=True)
         sigmas.append(sigma.mean(1).float())
-        colors.append((color.view(*sigma.shape, -1, 3) * share[..., None, None]).sum(1).float())
+        colors.append((color.view(*sigma.shape, color.shape[1], 3) * share[..., None, None]).sum(1).float())
     return torch.cat(sigmas), torch.cat(colors)
 
 
@@ -105,10 +106,11 @@ def _world(points: Tensor, offset: Tensor, invradius: Tensor) -> Tensor:
     return (points - offset.to(points)) / invradius.to(points)
 
 
-def field_of_grid(grid: VoxelGrid) -> Field:
-    """A voxel grid with the head "sh": densities interpolated raw and activated afterwards, none where it is empty."""
-    if grid.head != "sh":
-        raise ValueError(f'an octree holds spherical harmonics; the grid has the head "{grid.head}", expected "sh"')
+def field_of_grid(grid: VoxelGrid, sh_degree: int) -> Field:
+    """A voxel grid with the head "sh" or "rgb": densities interpolated raw and activated afterwards, none where it is
+    empty. A grid of plain colours, which training leaves when it is ended early, fills the first coefficients."""
+    if grid.head == "mlp":
+        raise ValueError("an octree holds spherical harmonics; a grid with a colour network cannot be baked")
     size = torch.tensor(grid.density.shape, device=grid.density.device)
     numbers = torch.arange(grid.density.numel(), dtype=torch.int32, device=grid.density.device).view(grid.density.shape)
     raw_densities, shift = grid.density.detach().reshape(-1, 1), float(grid.shifts.mean())
@@ -127,6 +129,10 @@ def field_of_grid(grid: VoxelGrid) -> Field:
 
     def colors(points: Tensor) -> Tensor:
         features = trilinear(grid.features.detach(), grid.rows, grid.frame.grid_from_world(points))
-        return features.view(len(points), 3, -1).mT
+        if grid.head == "sh":
+            return features.view(len(points), 3, sh.coefficients(sh_degree)).mT
+        coefficients = features.new_zeros(len(points), sh.coefficients(sh_degree), 3)
+        coefficients[:, 0] = features / sh.C0
+        return coefficients
 
     return Field(density, colors)

@@ -1,7 +1,7 @@
 """Where an octree gets coarser and where finer (DOT, Bai et al., 2023): by the light that rays take from each leaf.
 
 S of a leaf is the sum of its weights over the rays of all training views. What no ray uses goes, what rays use most is
-split. The least S that keeps a leaf is a sum over rays and grows with their number.
+split. The authors' threshold is an absolute sum; a caller's may be a share of the mean, for any number of rays.
 Departures: the authors merge eight siblings into their mean when six of them are below the threshold. That thins a
 surface that runs through the other two, and leaves a fog where there was nothing; measured on FX-A it cost 0.8 dB. Here
 leaves below it are dropped and their siblings stay, which needs no recursion to find all. Siblings that are nearly the
@@ -15,8 +15,6 @@ from torch import Tensor
 
 from scene.octree import Edit, Octree, Siblings, keep, merge, siblings, split
 from scene.sh import C0
-
-REFERENCE_RAYS = 6.4e7  # 100 views of 800 x 800: what the authors' threshold of 1 is meant for
 
 
 def drop(octree: Octree, weights: Tensor, least: float) -> Edit:

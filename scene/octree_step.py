@@ -14,9 +14,10 @@ from torch import Tensor
 from scene.cameras import Camera
 from scene.octree import Edit, Octree
 from scene.ops import native
-from scene.ops.octree_render import Rays, leaf_weights, render_octree, scene_arguments
+from scene.ops.octree_render import LEAST_SIGMA, Rays, leaf_weights, render_octree, scene_arguments
 
 STOP = 1e-4  # light at which a ray ends in training
+FLOOR = LEAST_SIGMA  # a viewer passes through such leaves, and training can raise them; at 0 they would be lost to it
 EPS = 1e-8
 
 
@@ -36,7 +37,7 @@ class OctreeStep:
     """
 
     def __init__(self, octree: Octree, steps: int = 0) -> None:
-        sigmas, sh_coeffs = octree.sigmas.clone(), octree.sh_coeffs.clone().contiguous()
+        sigmas, sh_coeffs = octree.sigmas.clamp_min(FLOOR), octree.sh_coeffs.clone().contiguous()
         self.octree = Octree(sigmas, sh_coeffs, octree.index)
         self.steps = steps
         self.sigma_moments = sigmas.new_zeros(2, len(octree))
@@ -61,7 +62,7 @@ class OctreeStep:
         )
         moments = (self.sigma_moments, self.sh_moments, self.weights)
         image = (numbers, width, height, stop, least, pixels.contiguous(), background)
-        lengths = (rates.sigmas, rates.sh_coeffs, *rates.betas, EPS)
+        lengths = (rates.sigmas, rates.sh_coeffs, *rates.betas, EPS, FLOOR)
         error = self._trainer.step(*table, sigmas, sh, *image, *moments, self.steps, *lengths)
         return error / pixels.numel()
 
@@ -85,8 +86,9 @@ class OctreeStep:
         rows = sums.nonzero().squeeze(1)
         flat = octree.sh_coeffs.view(len(octree), -1)
         _adam(octree.sigmas, v_sigmas, self.sigma_moments, rows, self.steps, rates.sigmas, rates.betas)
+        octree.sigmas[rows] = octree.sigmas[rows].clamp_min(FLOOR)
         _adam(flat, v_sh.view_as(flat), self.sh_moments, rows, self.steps, rates.sh_coeffs, rates.betas)
-        return float(error) / pixels.numel()
+        return float(error.detach()) / pixels.numel()
 
 
 def _adam(

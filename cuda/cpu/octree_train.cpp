@@ -277,13 +277,14 @@ struct Trained {
 class OctreeTrainer {
   public:
     // Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met, and their
-    // weights in this picture are added to weights [leaves].
+    // weights in this picture are added to weights [leaves]. Densities stay at least at `floor`: at 0 they would see no
+    // gradient any more.
     double step(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
                 Numbers<const double> frame, Numbers<float> sigmas, Table<float> sh, Numbers<const double> camera,
                 std::int64_t width, std::int64_t height, double stop, double least, Table<const float> target,
                 Numbers<const float> background, Array<float, nb::shape<2, -1>> sigma_moments,
                 Array<float, nb::shape<2, -1, -1>> sh_moments, Numbers<float> weights, std::int64_t number, double lr_sigma, double lr_sh,
-                double beta1, double beta2, double eps) {
+                double beta1, double beta2, double eps, float floor) {
         const OctreeScene<float> scene =
             octree_scene<float>(top, nodes, shape, frame, Numbers<const float>(sigmas), Table<const float>(sh),
                                 std::nullopt, std::nullopt, camera, width, height, stop, least);
@@ -311,6 +312,7 @@ class OctreeTrainer {
 #pragma GCC ivdep
                 for (int i = 0; i < kNumbers; ++i) adam_update(p[i], v[i], m[i], s[i], color.step);
                 adam_update(density.param[row], g[3], density.exp_avg[row], density.exp_avg_sq[row], density.step);
+                density.param[row] = std::max(density.param[row], floor);
                 weights.data()[row] += g[4 * kBasis];
             });
         });
@@ -349,7 +351,7 @@ void bind_octree_train(nb::module_& m) {
              nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("camera").noconvert(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
              nb::arg("target").noconvert(), nb::arg("background").noconvert(), nb::arg("sigma_moments").noconvert(),
              nb::arg("sh_moments").noconvert(), nb::arg("weights").noconvert(), nb::arg("number"), nb::arg("lr_sigma"), nb::arg("lr_sh"),
-             nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"));
+             nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("floor"));
 }
 
 }  // namespace maquette

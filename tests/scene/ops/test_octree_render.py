@@ -130,7 +130,7 @@ def test_gradients_agree_with_finite_differences(dtype: torch.dtype) -> None:
         return (found.rgb * v_rgb.to(found.rgb)).sum() + (found.last * v_last[:, 0].to(found.last)).sum()
 
     leaves = [value.to(dtype).requires_grad_() for value in (octree.sigmas, octree.sh_coeffs)]
-    gradients = torch.autograd.grad(loss(*leaves, random_rays(1000, dtype=dtype)), leaves)
+    gradients = torch.autograd.grad(loss(leaves[0], leaves[1], random_rays(1000, dtype=dtype)), leaves)
     for place, (gradient, value) in enumerate(zip(gradients, (octree.sigmas, octree.sh_coeffs), strict=True)):
         scale = float(gradient.abs().max())
         for at in torch.randperm(value.numel(), generator=generator)[:25].tolist():
@@ -138,7 +138,7 @@ def test_gradients_agree_with_finite_differences(dtype: torch.dtype) -> None:
             for step in (1e-5, -1e-5):
                 moved = [octree.sigmas.clone(), octree.sh_coeffs.clone()]
                 moved[place].view(-1)[at] += step
-                ends.append(float(loss(*moved, rays)))
+                ends.append(float(loss(moved[0], moved[1], rays)))
             slope = (ends[0] - ends[1]) / 2e-5
             assert float(gradient.reshape(-1)[at]) == pytest.approx(slope, rel=1e-4, abs=1e-5 * scale)
 
@@ -159,9 +159,9 @@ def test_weights_add_up_to_the_light_that_was_lost() -> None:
 def test_the_kernel_sums_weights_as_the_twin_does(monkeypatch: pytest.MonkeyPatch) -> None:
     octree, rays = random_octree(5), random_rays(500)
     ours, twins = torch.zeros(2, 2, len(octree))
-    leaf_weights(octree.sigmas, octree.index, rays, *ours)
+    leaf_weights(octree.sigmas, octree.index, rays, ours[0], ours[1])
     monkeypatch.setenv("MAQUETTE_BACKEND", "reference")
-    leaf_weights(octree.sigmas, octree.index, rays, *twins)
+    leaf_weights(octree.sigmas, octree.index, rays, twins[0], twins[1])
     torch.testing.assert_close(ours, twins, rtol=1e-4, atol=1e-4)
 
 
@@ -190,7 +190,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         for count in (1, 2, 3):
             native.set_threads(count)
             leaves = [octree.sigmas.clone().requires_grad_(), octree.sh_coeffs.clone().requires_grad_()]
-            found = render_octree(*leaves, octree.index, view)
+            found = render_octree(leaves[0], leaves[1], octree.index, view)
             gradients = torch.autograd.grad(found.rgb.square().sum() + found.last.sum(), leaves)
             results.append((found.rgb, found.last, *gradients))
     finally:
