@@ -18,7 +18,7 @@ from scene.ray_space import SHELL, GridFrame, Space, grid_size
 
 Kind = Literal["bounded", "forward", "unbounded"]
 FACING = math.cos(math.radians(50))  # all cameras within this of their mean direction: a forward-facing scene
-HULL_VOXELS = 64**3
+HULL_VOXELS, HULL_PIXELS = 64**3, 64  # and the least side of the pictures in which silhouettes are looked up
 MARGIN = 0.03  # of the hull's box, on every side
 NEAR_SHARE = 0.75  # LLFF: the nearest plane lies at three quarters of the nearest depth
 NEAREST = 0.005  # quantile of the points' depths that counts as nearest
@@ -43,8 +43,8 @@ class GridScene:
 def kind_of(capture: Capture) -> tuple[Kind, str]:
     """The kind of scene, and a sentence that says why."""
     cameras = train_cameras(capture)
-    if not cameras:
-        raise InputError("a voxel grid needs views with cameras; none of the training views has one")
+    if not cameras or len(cameras) < len(capture.train):
+        raise InputError("training needs photos with known cameras; estimate them first (maquette recon does)")
     if all(capture.views[i].has_alpha for i in capture.train):
         return "bounded", "The photos are cut out, so the grid's box is drawn around their silhouettes (bounded scene)."
     forward = torch.stack([camera.forward.double() for camera in cameras])
@@ -77,6 +77,8 @@ def _bounded(capture: Capture, cameras: list[Camera]) -> GridScene:
     centre = look_at_point(cameras)
     distances = torch.stack([(camera.center - centre).norm() for camera in cameras])
     half = float(distances.median()) * math.tan(max(max(c.fov_x, c.fov_y) for c in cameras) / 2)
+    if half < 1e-9:
+        raise InputError("all cameras stand on one point, so an object has no place; move around it between the photos")
     box = torch.stack([centre - half, centre + half])
     near = 0.05 * float(distances.median())
     if not all(capture.views[i].has_alpha for i in capture.train):
@@ -104,12 +106,14 @@ def _around(hull: Tensor, box: Tensor) -> Tensor:
 
 def _hull(capture: Capture, box: Tensor) -> Tensor:
     """Voxels of the box that no training view sees as empty; silhouettes are widened by a voxel."""
+    sides = [min(capture.views[i].width, capture.views[i].height) for i in capture.train]
+    level = max(0, min(HULL_LEVEL, int(math.log2(min(sides) / HULL_PIXELS))))
     size = grid_size(box, HULL_VOXELS)
     frame = GridFrame(Space("bounded", torch.eye(4)), box, size)
     points = frame.world_from_grid(_places(size))
     alive = torch.ones(len(points), dtype=torch.bool)
     for index in capture.train:
-        photo, camera = capture.photo(index, HULL_LEVEL), capture.views[index].camera
+        photo, camera = capture.photo(index, level), capture.views[index].camera
         assert photo.alpha is not None and camera is not None
         height, width = photo.alpha.shape
         small = camera.resized(width, height)

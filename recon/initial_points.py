@@ -88,7 +88,8 @@ def _points_in_view(
     capture: Capture, cameras: list[Camera], distances: Tensor, count: int, generator: torch.Generator
 ) -> PointCloud:
     """Points on random pixels of the training views, at depths spread in inverse depth around the look-at distance."""
-    near, far = 0.4 * float(distances.median()), 4.0 * float(distances.median())
+    middle = float(distances.median()) or 1.0  # cameras on one point know no distance
+    near, far = 0.4 * middle, 4.0 * middle
     share = -(-count // len(cameras))
     xyz, rgb = [], []
     for index, camera in zip(capture.train, cameras):
