@@ -5,8 +5,9 @@
 
 Per number of splats and picture size: forward and backward by all parameters, the whole training step, peak memory,
 both ours and gsplat's by turns on the same scene after their outputs were compared; our stages beside the floors of
-benchmarks/gpu_model.py; whether two backward passes are equal to the bit. Then the seconds to compile all kernels, and
-whole trainings to a PSNR. Without gsplat its columns are null. Needs torch, numpy and pillow and nothing else.
+benchmarks/gpu_model.py; whether two backward passes are equal to the bit. Then voxel grids and octrees, beside torch
+and nerfacc (benchmarks/gpu_grids.py); the seconds to compile all kernels; whole trainings to a PSNR. Without gsplat or
+nerfacc their columns are null. Needs torch, numpy and pillow and nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_model, gpu_training, gsplat_cuda, scenes
+from benchmarks import gpu_grids, gpu_model, gpu_training, gsplat_cuda, nerfacc_cuda, scenes
 from benchmarks.common import record, table, write_json
 from benchmarks.gpu_model import Card, Work
 from benchmarks.gpu_timing import Candidate, Laps, by_turns, copy_rate, peak_bytes, stages_timed
@@ -244,10 +245,13 @@ def slug(name: str) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", nargs="+", type=int, default=[100_000, 1_000_000, 5_000_000], help="splats")
+    parser.add_argument("--counts", nargs="*", type=int, default=[100_000, 1_000_000, 5_000_000], help="splats")
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(800, 800), (1920, 1080)], help="WIDTHxHEIGHT")
     parser.add_argument("--samples", type=int, default=24, help="of each candidate; figures are their medians")
     parser.add_argument("--no-gsplat", action="store_true", help="leave out the peer")
+    parser.add_argument("--rays", type=int, default=8192, help="of a step of a voxel grid; 0 leaves grids out")
+    parser.add_argument("--voxels", type=int, default=160**3, help="of that grid")
+    parser.add_argument("--no-nerfacc", action="store_true", help="leave out the grids' peer")
     parser.add_argument("--no-training", action="store_true", help="leave out the whole trainings")
     parser.add_argument("--training-seconds", type=float, default=90.0, help="longest time for one training")
     parser.add_argument("--commit", default="", help="commit of a tree that came without its history")
@@ -274,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result["peer"] = gsplat_cuda.version() if missing is None else None
     print(f"peer: {missing or result['peer']}", flush=True)
     card = Card(copy_rate(device), result["card"]["multiprocessors"])
-    result |= {"copy_bytes_per_second": card.copy_rate, "scenes": [], "trainings": []}
+    result |= {"copy_bytes_per_second": card.copy_rate, "scenes": [], "grids": [], "octrees": [], "trainings": []}
     print(f"a copy moves {card.copy_rate / 1e12:.2f} TB/s, read and written")
     file = options.json and Path(str(options.json).replace("{card}", slug(result["card"]["name"])))
     result["record"] = record()
@@ -282,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part, facts in _parts(options, card, device, peer=missing is None):
         result[part].append(facts)
         write_json(file, result)  # as far as it has come: a run that is cut short keeps its figures
-    return int(any("mismatch" in facts or not facts["equal_to_the_bit"] for facts in result["scenes"]))
+    wrong = any("mismatch" in facts or not facts["equal_to_the_bit"] for facts in result["scenes"])
+    return int(wrong or any("torch" not in facts["ms"] or not facts["equal_to_the_bit"] for facts in result["grids"]))
 
 
 def _parts(
@@ -294,9 +299,23 @@ def _parts(
             facts = race(on_device(scenes.synthetic(count, width, height), device), card, options.samples, peer=peer)
             print(report(facts), flush=True)
             yield "scenes", facts
+    if options.rays:
+        yield from _grids(options, device)
     if not options.no_training:
         for facts in _trainings(device, options.training_seconds):
             yield "trainings", facts
+
+
+def _grids(options: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
+    missing = "left out" if options.no_nerfacc else nerfacc_cuda.why_not()
+    print(f"\npeer of voxel grids: {missing or nerfacc_cuda.version()}", flush=True)
+    sizes = {"rays": options.rays, "voxels": options.voxels}
+    grids = gpu_grids.race(device, **sizes, samples=options.samples, nerfacc=missing is None)
+    print(gpu_grids.report(grids), flush=True)
+    yield "grids", grids
+    octrees = gpu_grids.octree_race(device, level=gpu_grids.LEVEL, samples=options.samples)
+    print(gpu_grids.octree_report(octrees), flush=True)
+    yield "octrees", octrees
 
 
 def _trainings(device: torch.device, max_seconds: float) -> Iterator[dict[str, Any]]:
@@ -306,6 +325,10 @@ def _trainings(device: torch.device, max_seconds: float) -> Iterator[dict[str, A
             best = max((row["psnr"] for row in facts["rows"]), default=float("nan"))
             print(f"{task.name}: seconds to PSNR {facts['seconds_to_psnr']}, best {best:.2f} dB", flush=True)
             yield facts
+    with gpu_grids.a_capture() as (name, capture):
+        facts = gpu_grids.train_to_psnr(capture, gpu_grids.dvgo.Config(), device, max_seconds)
+        print(f"DVGO on {name}: {facts['psnr']:.2f} dB after {facts['seconds']} s", flush=True)
+        yield {"scene": f"DVGO on {name}", **facts}
 
 
 if __name__ == "__main__":

@@ -144,17 +144,20 @@ def sanitize(check: Check) -> None:
 
 
 def measure(check: Check, commit: str) -> None:
-    """benchmarks/gpu.py, against gsplat where that is installed and its kernels compile in time."""
-    peer = importlib.util.find_spec("gsplat") is not None
-    if peer:
-        build = "from benchmarks.gsplat_cuda import why_not; raise SystemExit(why_not())"
-        peer = check.run("gsplat's kernels", [sys.executable, "-c", build], at_most=180, required=False)
-    else:
-        check.skip("gsplat's kernels", "gsplat is not installed: its columns stay empty")
+    """benchmarks/gpu.py, against gsplat and nerfacc where those are installed and their kernels compile in time."""
+    without = [f"--no-{peer}" for peer in ("gsplat", "nerfacc") if not _builds(check, peer)]
     command = [sys.executable, "-m", "benchmarks.gpu", "--json", "benchmarks/results/gpu_{card}.json"]
-    training = min(70.0, max(10.0, (check.deadline - time.monotonic() - 150) / 2))
-    options = ["--commit", commit, "--training-seconds", f"{training:.0f}", *([] if peer else ["--no-gsplat"])]
-    check.run("speed", [*command, *options])
+    training = min(70.0, max(10.0, (check.deadline - time.monotonic() - 170) / 3))
+    check.run("speed", [*command, "--commit", commit, "--training-seconds", f"{training:.0f}", *without])
+
+
+def _builds(check: Check, peer: str) -> bool:
+    """Whether a peer is there, its kernels compiled."""
+    if importlib.util.find_spec(peer) is None:
+        check.skip(f"{peer}'s kernels", f"{peer} is not installed: its columns stay empty")
+        return False
+    build = f"from benchmarks.{peer}_cuda import why_not; raise SystemExit(why_not())"
+    return check.run(f"{peer}'s kernels", [sys.executable, "-c", build], at_most=180, required=False)
 
 
 def _beside_cuda(name: str) -> str | None:

@@ -78,10 +78,10 @@ def by_turns(candidates: Mapping[str, Candidate], device: torch.device, *, sampl
 
 
 @contextmanager
-def stages_timed(kernels: Any, laps: Laps) -> Iterator[None]:
-    """Within it every call of a kernel that STAGE_CALLS names is a sample of its stage."""
+def stages_timed(kernels: Any, laps: Laps, stages: Mapping[str, tuple[str, ...]] = STAGE_CALLS) -> Iterator[None]:
+    """Within it every call of a kernel that `stages` names is a sample of its stage."""
     patches = []
-    for stage, calls in STAGE_CALLS.items():
+    for stage, calls in stages.items():
         for call in calls:
             owner, name = _owner(kernels, call)
             if name in vars(owner):
