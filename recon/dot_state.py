@@ -77,10 +77,10 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
 def restored(capture: Capture, config: Config, device: torch.device, checkpoint: Checkpoint) -> Trainer:
     """The training where the checkpoint left it. Raises InputError when it does not fit the options."""
     tensors, state = checkpoint.tensors, checkpoint.state
-    if state.get("steps") != planned_steps(capture, config):
+    steps = planned_steps(capture, config)
+    if state.get("steps") != steps:
         raise InputError(
-            f"the checkpoint was made for {state.get('steps')} steps, not {planned_steps(capture, config)}; resume with "
-            "its options"
+            f"the checkpoint was made for {state.get('steps')} steps, not {steps}; resume with its options"
         )
     try:
         frame = tensors["frame"]
