@@ -12,11 +12,12 @@ from apps.console import Watcher
 from apps.film import up_of
 from apps.judge import reopened
 from apps.meshing import Budget, budget, fine_mesh_file, finish, photo_views, rendered_views
-from apps.methods import words_of
+from apps.methods import Trained, method_of, words_of
 from apps.options import AXES, Export, parse
 from apps.run_cameras import RunCameras, edited_cameras, read_cameras
 from apps.run_page import page_of_run
 from apps.run_scene import about_splats, edited_mesh, edited_splats, splats_picture, trained_scene
+from apps.run_splats import likeness
 from apps.scene_page import scene_page
 from apps.signals import StopSignal
 from scene import edits
@@ -27,6 +28,7 @@ from scene.errors import InputError
 from scene.files import replacing, write_errors
 from scene.formats import FILE_UP, UP, kind_of, load_mesh, load_splats, mesh_files, save_mesh, save_splats, splat_files
 from scene.gaussians import Gaussians
+from scene.grid_octree import octree_of_grid
 from scene.mesh import Mesh
 from scene.mesh_extraction import MeshConfig, gaussians_to_mesh
 from scene.runs import Run
@@ -121,12 +123,27 @@ class Source:
         if self.run is None:
             raise InputError(f"{target}: grids and octrees come from runs of their methods; {self.path} is a file")
         trained, words = trained_scene(self.run), words_of(self.run.config.get("method"))
-        own = Path(trained.module.SCENE_FILE).suffix
-        if target.suffix.lower() != own:
+        own, ending = Path(trained.module.SCENE_FILE).suffix, target.suffix.lower()
+        if ending == own:
+            trained.module.save_scene(target, trained.scene)
+        elif ending == ".npz" and trained.method == "dvgo":
+            self._write_octree(target, trained)
+        else:
             raise InputError(f"{target}: a run of {words.name} holds {words.file}, which is written as {own}")
         if edits.load(self.path):
             self.watcher.say(f"Note: {target.name} holds the {words.scene} as it was trained, without the run's edits")
-        trained.module.save_scene(target, trained.scene)
+
+    def _write_octree(self, target: Path, trained: Trained) -> None:
+        """A voxel grid as an octree; what that costs is said."""
+        assert self.run is not None
+        cameras, octrees = read_cameras(self.run).train, method_of("dot")
+        octree = octree_of_grid(trained.scene, cameras, progress=self._progress)
+        alike = likeness(lambda camera, back: octrees.picture(octree, camera, back, None), trained, cameras)
+        scene = words_of(trained.method).scene
+        self.watcher.say(
+            f"An octree of {len(octree):,} leaves was made of the {scene}: {alike:.1f} dB from its pictures"
+        )
+        octrees.save_scene(target, octree)
 
     @cached_property
     def up(self) -> Direction:

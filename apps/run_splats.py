@@ -11,7 +11,7 @@ import torch
 
 from apps.methods import Progress, Trained, words_of
 from apps.run_cameras import read_cameras
-from apps.run_scene import SPLATS_FILE, splats_picture
+from apps.run_scene import SPLATS_FILE, Drawing, splats_picture
 from data.captures import Capture
 from recon.evaluation import evaluate
 from scene.cameras import Camera
@@ -21,7 +21,7 @@ from scene.mesh_extraction import evenly
 from scene.metrics import psnr
 from scene.runs import Run
 
-COMPARED_VIEWS = 8  # with the scene's own pictures, where no photo was held out
+COMPARED_VIEWS = 8
 
 
 def make_splats(run: Run, capture: Capture, trained: Trained, progress: Progress) -> None:
@@ -42,7 +42,8 @@ def make_splats(run: Run, capture: Capture, trained: Trained, progress: Progress
             scores["cost_db"] = before - scores["psnr"]
         run.event(f"{len(splats):,} splats made of the {scene}: {scores['psnr']:.2f} dB on held-out photos")
     else:
-        scores["alike_db"] = likeness(splats, trained, evenly(cameras, COMPARED_VIEWS))
+        draw = partial(splats_picture, splats, antialias=False)
+        scores["alike_db"] = likeness(draw, trained, cameras)
         run.event(f"{len(splats):,} splats made of the {scene}: {scores['alike_db']:.2f} dB from its own pictures")
     run.finish("splats", seconds=time.monotonic() - began, splats=len(splats), **scores)
 
@@ -54,11 +55,8 @@ def held_out(splats: Gaussians, capture: Capture, trained: Trained) -> float:
     return fmean(score.psnr for score in evaluate(draw, capture, exposure=exposure))
 
 
-def likeness(splats: Gaussians, trained: Trained, cameras: Sequence[Camera]) -> float:
-    """Mean PSNR of the splats' pictures against the scene's own."""
-    black = torch.zeros(3)
-    pairs = [
-        (splats_picture(splats, camera, black, antialias=False), trained.picture(camera, black).cpu())
-        for camera in cameras
-    ]
+def likeness(draw: Drawing, trained: Trained, cameras: Sequence[Camera]) -> float:
+    """Mean PSNR of pictures of something made of a scene against the scene's own, from some of the cameras."""
+    black, chosen = torch.zeros(3), evenly(cameras, COMPARED_VIEWS)
+    pairs = ((draw(camera, black).cpu(), trained.picture(camera, black).cpu()) for camera in chosen)
     return fmean(float(psnr(drawn, own)) for drawn, own in pairs)

@@ -98,7 +98,7 @@ def rotate(sh_coeffs: Tensor, rotation: Tensor) -> Tensor:
     it has coefficients or more, by least squares in float64.
     """
     degree = degree_of(sh_coeffs.shape[-2])
-    directions = _spread_directions(64).to(rotation.device)
+    directions = spread_directions(64).to(rotation.device)
     turned = directions @ rotation.double().T
     before, after = basis(directions, degree), basis(turned, degree)
     parts = []
@@ -109,7 +109,7 @@ def rotate(sh_coeffs: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat(parts, dim=-2)
 
 
-def _spread_directions(count: int) -> Tensor:
+def spread_directions(count: int) -> Tensor:
     """[count, 3] float64 unit directions on a Fibonacci spiral: evenly spread, no two alike."""
     steps = torch.arange(count, dtype=torch.float64) + 0.5
     z = 1 - 2 * steps / count

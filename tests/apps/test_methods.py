@@ -24,6 +24,7 @@ from apps.view import RunSource
 from recon.evaluation import evaluate
 from scene.errors import InputError, Interrupted, ResourceError
 from scene.formats import kind_of, load_mesh, load_splats
+from scene.formats.octree_npz import load_octree
 from scene.rasterize import render
 from scene.runs import METRIC_KEYS, Run, StepReport, read_events
 from tests.apps.browser import Page, chromium
@@ -253,9 +254,21 @@ def test_a_run_goes_into_every_kind_of_format_and_what_splats_cost_is_said(
     assert f"splats made of the {WORDS[method_name(finished)].scene}" in targets[4].read_text()
 
 
-def test_a_file_that_the_method_does_not_write_is_refused_in_one_line(
+def test_grids_become_octrees_and_octrees_no_grids(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tree, grid = tmp_path / "a.npz", tmp_path / "a.safetensors"
+    assert cli.run(["export", str(finished), "--to", str(tree)]) == 0
+    assert len(load_octree(tree)) > 500
+    if method_name(finished) == "dvgo":
+        assert "dB from its pictures" in capsys.readouterr().err
+    else:
+        assert cli.run(["export", str(finished), "--to", str(grid)]) == 2
+        said = capsys.readouterr().err
+        assert "is written as .npz" in said and not grid.exists()
+
+
+def test_a_file_is_no_source_of_a_field(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["export", str(finished / SPLATS_FILE), "--to", str(tmp_path / own(finished))]) == 2
     assert "is a file" in capsys.readouterr().err
 
