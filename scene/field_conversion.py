@@ -11,6 +11,7 @@ take no part in any of it. What comes out is a scene to look at or to write as s
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ class ConversionConfig:
     splats: int = 200_000  # budget; fewer where a splat per pixel takes fewer
     sh_degree: int = 2
     steps: int = 500  # of the fit, one frame each; 0 leaves the discs as they were laid
+    max_seconds: float | None = None  # for the fit, which then ends earlier with all of its schedule
     max_views: int = 100  # evenly chosen when there are more
     max_pixels: int = 640 * 480  # per view; larger ones are drawn smaller
     seed: int = 0
@@ -232,18 +234,24 @@ def fitted(
     step = SplatStep(gaussians.clone(), AdamState.zeros(gaussians))
     generator = torch.Generator().manual_seed(config.seed)
     order: list[int] = []
-    for done in range(config.steps):
-        if stop():
-            break
+    began, done = time.monotonic(), 0
+    while (share := _share(done, time.monotonic() - began, config)) < 1 and not stop():
         order = order or torch.randperm(len(frames), generator=generator).tolist()
         frame = frames[order.pop()]
         background = torch.rand(3, generator=generator) if frame.alpha is not None else torch.zeros(3)
         image = step.forward(frame.camera, background, sh_degree=config.sh_degree)
         _, v_image = photometric_loss_and_grad(image, over(frame, background).to(device), ssim_weight=SSIM_WEIGHT)
         step.backward(v_image)
-        step.update(_rates(LAST_RATE ** (done / config.steps), voxel))
-        progress(done + 1)
+        step.update(_rates(LAST_RATE**share, voxel))
+        done += 1
+        progress(round(config.steps * _share(done, time.monotonic() - began, config)))
     return step.gaussians
+
+
+def _share(done: int, seconds: float, config: ConversionConfig) -> float:
+    """Of the fit, 0 to 1: of its steps or of its time, whichever is further."""
+    steps = done / config.steps if config.steps else 1.0
+    return min(1.0, max(steps, seconds / config.max_seconds) if config.max_seconds else steps)
 
 
 def _rates(share: float, voxel: float) -> Rates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -180,3 +181,14 @@ def test_progress_runs_to_the_end_and_stop_ends_the_fit() -> None:
         stop=lambda: len(calls) >= 10,
     )
     assert calls[-1] == (10, 14) and len(result.gaussians)
+
+
+def test_the_fit_keeps_to_its_time() -> None:
+    calls: list[tuple[int, int]] = []
+    config = replace(SHORT, steps=10**6, max_seconds=0.5)
+    began = time.monotonic()
+    gaussians_from_frames(
+        wall, before_the_wall(), config, progress=lambda done, total, message: calls.append((done, total))
+    )
+    assert time.monotonic() - began < 20  # a million steps would take hours
+    assert calls[-1] == (10**6 + 8, 10**6 + 8) and calls == sorted(calls)
