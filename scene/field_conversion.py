@@ -50,7 +50,7 @@ class ConversionConfig:
     sh_degree: int = 2
     steps: int = 500  # of the fit, one frame each; 0 leaves the discs as they were laid
     max_seconds: float | None = None  # for the fit, which then ends earlier with all of its schedule
-    max_views: int = 100  # evenly chosen when there are more
+    max_views: int = 64  # evenly chosen when there are more
     max_pixels: int = 640 * 480  # per view; larger ones are drawn smaller
     seed: int = 0
 
