@@ -139,10 +139,7 @@ class Source:
         cameras, octrees = read_cameras(self.run).train, method_of("dot")
         octree = octree_of_grid(trained.scene, cameras, progress=self._progress)
         alike = likeness(lambda camera, back: octrees.picture(octree, camera, back, None), trained, cameras)
-        scene = words_of(trained.method).scene
-        self.watcher.say(
-            f"An octree of {len(octree):,} leaves was made of the {scene}: {alike:.1f} dB from its pictures"
-        )
+        self.watcher.say(f"Made an octree of {len(octree):,} leaves of the grid: {alike:.1f} dB from its pictures")
         octrees.save_scene(target, octree)
 
     @cached_property

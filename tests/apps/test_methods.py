@@ -33,8 +33,8 @@ from tests.apps.test_report import read
 from tests.apps.tiny import write_tiny
 
 FAST: dict[str, tuple[str, ...]] = {
-    "dvgo": ("--steps", "300", "--rays", "512", "--voxels", "15000", "--coarse-voxels", "8000", "--width", "64"),
-    "dot": ("--grid-steps", "250", "--rays", "512", "--voxels", "27000", "--level", "5", "--epochs", "10"),
+    "dvgo": ("--steps", "700", "--rays", "512", "--voxels", "15000", "--coarse-voxels", "8000", "--width", "64"),
+    "dot": ("--grid-steps", "500", "--rays", "512", "--voxels", "27000", "--level", "5", "--epochs", "20"),
 }
 """Each method but Gaussians, which the other tests of this folder take; flags that train it in seconds."""
 MESH = ("--mesh", "web", "--faces", "1000")
@@ -135,7 +135,7 @@ def test_stopped_in_the_middle_of_training_and_resumed_equals_undisturbed(
     name = method_name(finished)
     module: Any = method_of(name)
     train = module.train
-    for at in (20, 190):
+    for at in (20, 390):
 
         def stopping(*arguments: Any, on_step: Callable[[StepReport], None], at: int = at, **more: Any) -> Any:
             calls = iter(range(1, 10**9))
