@@ -12,9 +12,9 @@ from torch import Tensor
 from data.captures import Capture
 from recon.grid_recipes import COARSE, RECIPES, GridOptions
 from recon.grid_scenes import GridScene
-from recon.grid_stages import Trainer, draw_hits
+from recon.grid_stages import VIEW_NUMBERS, Trainer, draw_hits
 from recon.ray_pool import RayPool
-from scene.errors import InputError
+from scene.errors import InputError, is_out_of_memory
 from scene.grid_step import GridStep
 from scene.ops.color_mlp import ColorMlp
 from scene.ops.grid_march import pack_bits, unpack_bits
@@ -72,63 +72,116 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
 
 def restored(capture: Capture, options: GridOptions, device: torch.device, checkpoint: Checkpoint) -> Trainer:
     """The training where the checkpoint left it. Raises InputError when it does not fit the options."""
-    tensors, state = checkpoint.tensors, checkpoint.state
-    try:
-        space = Space(state["space"], tensors["frame_from_world"], tuple(state["lens"]), state["space_near"])
-        scene = GridScene(space, tensors["box"], None, state["near"])
-        stage, recipe = state["stage"], COARSE if state["stage"] == "coarse" else RECIPES[state["space"]]
-        size, entry_size = _three(state["size"]), _three(state["entry_size"])
-        occupied = unpack_bits(tensors["occupied"], size[2])
-        fine = stage == "fine"
-        head: Head = options.head if fine else "rgb"
-        mlp = ColorMlp(*(tensors[f"mlp.{i}"].clone() for i in range(6))) if head == "mlp" else None
-        grid = VoxelGrid(
-            GridFrame(space, tensors["box"], size),
-            tensors["density"].clone(),
-            tensors["shifts"],
-            occupied,
-            live_rows(occupied),
-            tensors["features"].clone(),
-            head,
-            mlp,
-            state["interval"],
-            recipe.threshold,
-            recipe.step,
-            state["near"],
-        ).to(device=device)
-        step = GridStep(grid, tensors["rates"].to(device) if "rates" in tensors else None)
-        step.step = state["adam_step"]
-        for name, moments in step.moments.items():
-            for moment, kept in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
-                moment.copy_(tensors[f"{name}.{kept}"])
-        entry = unpack_bits(tensors["entry"], entry_size[2]).to(device)
-        generator = torch.Generator()
-        generator.set_state(tensors["generator"])
-        pool = RayPool(capture, device)
-        if fine:
-            draw_hits(pool, GridFrame(space, tensors["box"], entry_size).to(device), entry, recipe.step, scene.near)
-        return Trainer(
-            capture,
-            options,
-            device,
-            scene,
-            pool,
-            generator,
-            stage,
-            step,
-            recipe,
-            _three(state["final_size"]),
-            entry,
-            state["step"],
-            state["seconds"],
-            state["began_at"],
-            state["doubled"],
-            state["rays"],
-            state["pruned"],
-            tensors["error"][0].clone(),
+    if checkpoint.state.get("steps") != options.steps:
+        raise InputError(
+            f"the checkpoint was made for {checkpoint.state.get('steps')} steps, not {options.steps}; resume with its "
+            "options"
         )
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    try:
+        return _unpacked(capture, options, device, checkpoint)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"the checkpoint does not fit this training ({error}); start again in a new --out") from error
+
+
+def _unpacked(capture: Capture, options: GridOptions, device: torch.device, checkpoint: Checkpoint) -> Trainer:
+    tensors, state = checkpoint.tensors, checkpoint.state
+    space = Space(state["space"], tensors["frame_from_world"], tuple(state["lens"]), state["space_near"])
+    scene = GridScene(space, tensors["box"], None, state["near"])
+    stage, recipe = state["stage"], COARSE if state["stage"] == "coarse" else RECIPES[state["space"]]
+    size, entry_size = _three(state["size"]), _three(state["entry_size"])
+    occupied = unpack_bits(tensors["occupied"], size[2])
+    fine = stage == "fine"
+    head: Head = options.head if fine else "rgb"
+    mlp = ColorMlp(*(tensors[f"mlp.{i}"].clone() for i in range(6))) if head == "mlp" else None
+    grid = VoxelGrid(
+        GridFrame(space, tensors["box"], size),
+        tensors["density"].clone(),
+        tensors["shifts"],
+        occupied,
+        live_rows(occupied),
+        tensors["features"].clone(),
+        head,
+        mlp,
+        state["interval"],
+        recipe.threshold,
+        recipe.step,
+        state["near"],
+    )
+    entry, rates = unpack_bits(tensors["entry"], entry_size[2]), tensors.get("rates")
+    _check_shapes(grid, options, tensors, entry, entry_size)
+    grid = grid.to(device=device)
+    step = GridStep(grid, None if rates is None else rates.to(device))
+    step.step = state["adam_step"]
+    for name, moments in step.moments.items():
+        for moment, kept in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
+            _check_shape(f"{name}.{kept}", tensors[f"{name}.{kept}"], tuple(moment.shape))
+            moment.copy_(tensors[f"{name}.{kept}"])
+    generator = torch.Generator()
+    generator.set_state(tensors["generator"])
+    trainer = Trainer(
+        capture,
+        options,
+        device,
+        scene,
+        RayPool(capture, device),
+        generator,
+        stage,
+        step,
+        recipe,
+        _three(state["final_size"]),
+        entry.to(device),
+        state["step"],
+        state["seconds"],
+        state["began_at"],
+        state["doubled"],
+        state["rays"],
+        state["pruned"],
+        tensors["error"][0].clone(),
+    )
+    _check_numbers(trainer)
+    if fine:
+        entry_frame = GridFrame(space, tensors["box"], entry_size).to(device)
+        draw_hits(trainer.pool, entry_frame, trainer.entry, recipe.step, scene.near)
+    return trainer
+
+
+def _check_shapes(
+    grid: VoxelGrid, options: GridOptions, tensors: Mapping[str, Tensor], entry: Tensor, entry_size: tuple[int, ...]
+) -> None:
+    """Kernels trust the arrays of a training. Raises ValueError where they do not fit each other or the options."""
+    size = grid.frame.size
+    channels = 3 if grid.head == "rgb" else options.channels
+    _check_shape("box", grid.frame.box, (2, 3))
+    _check_shape("density", grid.density, size)
+    _check_shape("occupied", grid.occupied, size)
+    _check_shape("entry", entry, entry_size)
+    _check_shape("shifts", grid.shifts, size[2:])
+    _check_shape("features", grid.features, (max(1, int(grid.rows.max()) + 1), channels))
+    if "rates" in tensors:
+        _check_shape("rates", tensors["rates"], size)
+    if grid.mlp is not None:
+        wanted = ColorMlp.drawn(channels, VIEW_NUMBERS, options.width, torch.Generator())
+        for i, (mine, theirs) in enumerate(zip(grid.mlp, wanted, strict=True)):
+            _check_shape(f"mlp.{i}", mine, tuple(theirs.shape))
+    if min(size) < 2 or not bool((grid.frame.box[1] > grid.frame.box[0]).all()) or not grid.interval > 0:
+        raise ValueError("a box or voxels without size")
+
+
+def _check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != tuple(wanted):
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(wanted)}")
+
+
+def _check_numbers(trainer: Trainer) -> None:
+    options, doublings = trainer.options, len(trainer.recipe.doublings)
+    if trainer.stage not in ("coarse", "fine") or not (0 <= trainer.done <= options.steps and trainer.step.step >= 0):
+        raise ValueError(f"step {trainer.done} of the stage {trainer.stage}")
+    if not (0 <= trainer.doubled <= doublings and 1 <= trainer.rays <= options.rays and trainer.pruned >= 0):
+        raise ValueError(f"{trainer.doubled} doublings, {trainer.rays} rays")
+    if not (trainer.seconds >= 0 and 0 <= trainer.began_at < 1):
+        raise ValueError(f"{trainer.seconds} seconds, a stage from {trainer.began_at} on")
 
 
 def _three(numbers: list[int]) -> tuple[int, int, int]:
