@@ -96,12 +96,13 @@ def test_three_steps_on_the_shim_equal_those_of_the_cpu(head: Head, kind: str, h
     with host_gpu():
         first_there, there = taken(grid, 3)
     assert first_there.keys() == first.keys() and there.keys() == state.keys()
-    # Sums of float32 in another order: 2e-6 as measured.
+    # Sums of float32 in another order: 2e-6 as measured. A neuron of one sample may be just on here and just off there.
+    flips = 3e-4 if head == "mlp" else 0.0
     for name, wanted in first.items():
-        assert bool(wanted.any()) and apart(first_there[name], wanted) < 1e-5, name
+        assert bool(wanted.any()) and apart(first_there[name], wanted) < 1e-5 + flips, name
     # Adam's first steps are as long for a gradient that is nearly rounding alone as for a large one.
     for name, wanted in state.items():
-        assert apart(there[name], wanted) < (2e-5 if "moment" in name else 3e-4), name
+        assert apart(there[name], wanted) < 2e-5 + flips, name
     untouched = state["density, second moment"] == 0
     assert bool(untouched.any()) and torch.equal(there["density"][untouched], grid.density[untouched])
 
