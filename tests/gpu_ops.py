@@ -20,6 +20,7 @@ from scene.ops.adam import adam_visible
 from scene.ops.composite import composite
 from scene.ops.grid_march import Density, Limits, RaySpans, hits, march
 from scene.ops.masked_adam import adam_masked
+from scene.ops.octree_render import Rays, leaf_weights, render_octree
 from scene.ops.photometric_loss import photometric_loss, photometric_loss_and_grad
 from scene.ops.position_noise import scatter_means
 from scene.ops.sh_color import sh_color
@@ -35,6 +36,7 @@ from scene.ops.trilinear import trilinear
 from scene.ops.tsdf import BLOCK, ObservedDepth, integrate
 from scene.ops.volume_loss import composite_rays, volume_loss_and_grad
 from tests.scene.density_grids import a_density, bent_rays, straight_rays
+from tests.scene.octrees import random_octree, random_rays
 from tests.scene.splats import a_camera, random_gaussians
 
 Found = dict[str, Tensor]
@@ -265,6 +267,26 @@ def trilinear_op(device: torch.device) -> Found:
     return found
 
 
+def octree_op(device: torch.device) -> Found:
+    found: Found = {}
+    listed = random_rays(300)
+    assert listed.origins is not None and listed.directions is not None
+    lists = Rays(listed.origins.to(device), listed.directions.to(device))
+    for sh_degree, rays in enumerate((lists, Rays(camera=a_camera()), lists, Rays(camera=a_camera()))):
+        octree = random_octree(5, sh_degree).to(device=device)
+        leaves = (octree.sigmas.requires_grad_(), octree.sh_coeffs.requires_grad_())
+        seen = render_octree(*leaves, octree.index, rays, with_depth=True)
+        assert seen.depth is not None
+        loss = (seen.rgb * drawn(len(rays), 3).to(device)).sum() + (seen.last * drawn(len(rays)).to(device)).sum()
+        v_sigmas, v_sh = torch.autograd.grad(loss, leaves)
+        sums, maxima = torch.zeros(2, len(octree), device=device)
+        leaf_weights(leaves[0], octree.index, rays, sums, maxima)
+        one = {"rgb": seen.rgb.detach(), "last": seen.last.detach(), "depth": seen.depth, "sums": sums}
+        one |= {"maxima": maxima, "v_sigmas": v_sigmas, "v_sh": v_sh}
+        found |= {f"{name} {sh_degree}": value for name, value in one.items()}
+    return found
+
+
 OPS: dict[str, Callable[[torch.device], Found]] = {
     "project": project_op,
     "bin": bin_op,
@@ -283,6 +305,7 @@ OPS: dict[str, Callable[[torch.device], Found]] = {
     "step": step_op,
     "march": march_op,
     "trilinear": trilinear_op,
+    "octree": octree_op,
 }
 
 

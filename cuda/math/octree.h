@@ -27,14 +27,24 @@ struct OctreeCell {
     int low[3], high[3];
 };
 
+// Tables that no kernel writes to.
+template <typename T>
+MQ_HD T octree_read(const T* at) {
+#ifdef __CUDA_ARCH__
+    return __ldg(at);
+#else
+    return *at;
+#endif
+}
+
 MQ_HD OctreeCell octree_cell(const OctreeIndex& index, const int* at) {
     const int top = index.top_level;
     int shift = index.lattice_level - top;
-    int word = index.top[(at[0] >> shift << 2 * top) | (at[1] >> shift << top) | (at[2] >> shift)];
+    int word = octree_read(index.top + ((at[0] >> shift << 2 * top) | (at[1] >> shift << top) | (at[2] >> shift)));
     while (word < 0) {
         shift -= 2;
         const int place = (at[0] >> shift & 3) << 4 | (at[1] >> shift & 3) << 2 | (at[2] >> shift & 3);
-        word = index.nodes[((long long)~word << 6) + place];
+        word = octree_read(index.nodes + ((long long)~word << 6) + place);
     }
     OctreeCell cell;
     const int row = word >> kOctreeLevelBits, level = word & ((1 << kOctreeLevelBits) - 1);
@@ -103,11 +113,11 @@ MQ_HD bool octree_advance(const OctreeIndex& index, const OctreeCell& cell, Octr
     ray.t = maximum(ray.t, minimum(out[0], minimum(out[1], out[2])));
     bool inside = true;
     for (int axis = 0; axis < 3; ++axis) {
-        if (out[axis] <= ray.t) {
-            ray.at[axis] = ray.d[axis] > S(0) ? cell.high[axis] : cell.low[axis] - 1;
-        } else {
+        if (out[axis] > ray.t) {
             const S at = ray.origin[axis] + ray.t * ray.d[axis];
             ray.at[axis] = int(minimum(maximum(at, S(cell.low[axis])), S(cell.high[axis] - 1)));
+        } else {  // where a number is none too, so that every ray comes to an end
+            ray.at[axis] = ray.d[axis] > S(0) ? cell.high[axis] : cell.low[axis] - 1;
         }
         inside = inside && ray.at[axis] >= index.low[axis] && ray.at[axis] < index.high[axis];
     }

@@ -91,7 +91,7 @@ def render_octree(
     Raises ValueError when shapes do not fit.
     """
     _check(sigmas, sh_coeffs, index, rays)
-    if native.backend(sigmas.device, sigmas.dtype) == "cpu":
+    if native.has(sigmas.device, sigmas.dtype):
         leaves = (sigmas.contiguous(), sh_coeffs.contiguous())
         return Seen(*_Render.apply(*leaves, index, rays, stop, least, whole, with_depth))
     return render_octree_reference(
@@ -144,7 +144,7 @@ def leaf_weights(
     for name, value in {"sums": sums, "maxima": maxima}.items():
         if value.shape != sigmas.shape or value.dtype != sigmas.dtype or not value.is_contiguous():
             raise ValueError(f"{name} must be [{len(sigmas)}] {sigmas.dtype}, got {tuple(value.shape)} {value.dtype}")
-    if native.backend(sigmas.device, sigmas.dtype) == "cpu":
+    if native.has(sigmas.device, sigmas.dtype):
         arguments = scene_arguments(sigmas, colorless.contiguous(), index, rays, stop, least)
         native.kernels(sigmas.device).octree_weights(*arguments, sums, maxima)
         return

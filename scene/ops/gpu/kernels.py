@@ -7,6 +7,8 @@ from scene.ops.gpu.adam import adam
 from scene.ops.gpu.composite import composite
 from scene.ops.gpu.grid_march import GridMarch, grid_hits
 from scene.ops.gpu.masked_adam import masked_adam
+from scene.ops.gpu.octree_render import octree_render
+from scene.ops.gpu.octree_train import OctreeTrainer, octree_backward, octree_weights
 from scene.ops.gpu.photometric_loss import photometric_loss
 from scene.ops.gpu.sh_color import sh_color, sh_color_backward
 from scene.ops.gpu.splat_bin import SplatBins
@@ -21,6 +23,7 @@ from scene.ops.gpu.volume_loss import composite_rays, volume_loss
 
 __all__ = [
     "GridMarch",
+    "OctreeTrainer",
     "SplatBins",
     "SplatBlend",
     "adam",
@@ -32,6 +35,9 @@ __all__ = [
     "grid_hits",
     "masked_adam",
     "mesh_depth",
+    "octree_backward",
+    "octree_render",
+    "octree_weights",
     "photometric_loss",
     "project_splats",
     "project_splats_backward",
