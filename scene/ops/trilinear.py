@@ -22,7 +22,10 @@ def trilinear(table: Tensor, rows: Tensor, points: Tensor) -> Tensor:
 
 
 def trilinear_backward(v_out: Tensor, rows: Tensor, points: Tensor, v_table: Tensor) -> None:
-    """Adds the gradient by the table to v_table [F, C], from that by the result, v_out [M, C]. No autograd."""
+    """Adds the gradient by the table to v_table [F, C], from that by the result, v_out [M, C]. No autograd.
+
+    No two voxels may have the same row.
+    """
     check_table(v_table, rows, points)
     if not native.has(v_table.device, v_table.dtype):
         with torch.enable_grad():
