@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ SFM_SHARE = 0.4  # of --max-minutes, for the cameras
 AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.25, 40.0, 240.0  # for judging, mesh, texture, film and report; seconds
 SHORTEST_TRAINING = 10.0  # seconds; less makes no scene at all
 TURNTABLE_FRAMES, TURNTABLE_WIDTH, TURNTABLE_FPS = 120, 640, 24
+LEAST_FRAMES, TURNTABLE_SECONDS = 40, 30.0  # scenes that are slow to draw get fewer frames, shown as much longer
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -70,6 +71,14 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
         finally:
             run.add_peak_memory()
     return job.out
+
+
+def affordable_frames(draw: Callable[[], object]) -> int:
+    """Frames of the turntable, by the time that one takes."""
+    began = time.monotonic()
+    draw()
+    affordable = TURNTABLE_SECONDS / max(1e-6, time.monotonic() - began)
+    return int(max(LEAST_FRAMES, min(TURNTABLE_FRAMES, affordable)))
 
 
 class _Work:
@@ -283,10 +292,11 @@ class _Work:
         began = time.monotonic()
         seen = read_cameras(run)
         width = min(TURNTABLE_WIDTH, seen.cameras[0].width)
-        path = path_cameras(seen, "auto", TURNTABLE_FRAMES, width)
         draw = trained.to(self.device).picture
+        count = affordable_frames(lambda: draw(path_cameras(seen, "auto", 2, width)[0], seen.background))
+        path = path_cameras(seen, "auto", count, width)
         frames = pictures_along(draw, path, seen.background, lambda done, total: self.progress(done, total, ""))
-        write_film(run.folder / "turntable.mp4", frames, fps=TURNTABLE_FPS)
+        write_film(run.folder / "turntable.mp4", frames, fps=round(TURNTABLE_FPS * count / TURNTABLE_FRAMES))
         run.finish("turntable", seconds=time.monotonic() - began)
 
     def reported(self) -> None:
