@@ -39,7 +39,6 @@ from recon import gaussians, sfm
 from recon.evaluation import evaluate
 from scene.environment import peak_memory_mb
 from scene.errors import InputError
-from scene.runs import StepReport
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gaussians": ("gaussians", {}),
@@ -126,14 +125,13 @@ def train_one(options: argparse.Namespace) -> dict[str, Any]:
     module.check(config, device)
     with ExitStack() as stack:
         capture = opened(options, stack)
-        last: list[StepReport] = []
         began = time.perf_counter()
         trained = module.train(
             capture,
             config,
             device=device,
             max_seconds=60 * options.minutes,
-            on_step=lambda report: last.__setitem__(slice(None), [report]),
+            on_step=lambda report: None,
             save=lambda checkpoint: None,
             decide=lambda sentence: print(sentence, flush=True),
             resume=None,
@@ -158,7 +156,6 @@ def train_one(options: argparse.Namespace) -> dict[str, Any]:
         "psnr": statistics.fmean(view["psnr"] for view in views),
         "ssim": statistics.fmean(view["ssim"] for view in views),
         "seconds": round(seconds, 1),
-        "steps": last[0].step if last else None,
         "primitives": primitives,
         "parameters": parameters,
         "file_mb": file.stat().st_size / 1e6,

@@ -52,7 +52,7 @@ def test_a_toy_comparison_writes_table_and_pictures(tmp_path: Path, capsys: pyte
     words = [str(source), "--methods", "gaussians", "--minutes", "0.05", "--preset", "draft", "--device", "cpu"]
     assert methods.main([*words, "--out", str(out), "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["rows"]
-    assert row["exit"] == 0 and 2.5 < row["seconds"] < 30 and row["steps"] > 0  # the time ended it, not the steps
+    assert row["exit"] == 0 and 2.5 < row["seconds"] < 30  # the time ended it, not the steps
     assert row["psnr"] == pytest.approx(sum(view["psnr"] for view in row["views"]) / 2) and row["psnr"] > 10
     assert row["parameters"] == 59 * row["primitives"]  # degree 3
     assert row["peak_mb"] > 100 and row["frame_ms"] > 0 and row["file_mb"] > 0
