@@ -12,6 +12,7 @@ namespace maquette {
 
 constexpr int kSumThreads = 256;
 constexpr int kPiece = 32;  // records in a row in the sorted list
+constexpr int kAtOnce = 4;  // of them are on their way to a thread
 
 // A record: what a ray did with a leaf; read and written as a whole.
 struct alignas(16) OctreeRecord {
@@ -74,16 +75,26 @@ __device__ inline void sum_piece(const SortedRecords& s, Sums* heads, Sums* tail
     unsigned row = s.rows[begin];
     bool head = begin > 0 && s.rows[begin - 1] == row;
     Sums sums = Sums::none();
-    for (int i = begin; i < end; ++i) {
-        sums.add(Sums::of(s, i, column));
-        const bool more = i + 1 < s.count;
-        const unsigned next = more ? s.rows[i + 1] : 0u;
-        const bool same = more && next == row;
-        if (same && i + 1 < end) continue;
-        if (head) heads[place] = sums;
-        else if (same) tails[place] = sums;
-        else finish(row, column, sums);
-        sums = Sums::none(), row = next, head = false;
+    for (int at = begin; at < end; at += kAtOnce) {
+        Sums own[kAtOnce];
+        unsigned next[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+            const int i = at + k < end ? at + k : end - 1;
+            own[k] = Sums::of(s, i, column);
+            next[k] = i + 1 < s.count ? __ldg(s.rows + i + 1) : ~0u;  // no leaf
+        }
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+            if (at + k >= end) return;
+            sums.add(own[k]);
+            const bool same = next[k] == row;
+            if (same && at + k + 1 < end) continue;
+            if (head) heads[place] = sums;
+            else if (same) tails[place] = sums;
+            else finish(row, column, sums);
+            sums = Sums::none(), row = next[k], head = false;
+        }
     }
 }
 
@@ -267,9 +278,9 @@ octree_sum_weights(const unsigned* rows, const unsigned* places, int count, cons
     sum_records<WeightSums>(s, across, heads, tails, AddWeights{sums, maxima});
 }
 
-// v_sigmas: [leaves].  v_sh: [leaves, functions, 3]. Rows that no ray met are not written. Five blocks at once:
-// left to itself, ptxas spills for an eighth on sm_100.
-MQ_KERNEL __launch_bounds__(kSumThreads, 5)
+// v_sigmas: [leaves].  v_sh: [leaves, functions, 3]. Rows that no ray met are not written. Four blocks at once:
+// left to itself, ptxas spills for another on sm_120.
+MQ_KERNEL __launch_bounds__(kSumThreads, 4)
 octree_sum_gradients(const unsigned* rows, const unsigned* places, int count, const float* records,
                      const float* gradients, const float* basis, int functions, int across, float* heads, float* tails,
                      float* v_sigmas, float* v_sh) {
@@ -279,7 +290,7 @@ octree_sum_gradients(const unsigned* rows, const unsigned* places, int count, co
 }
 
 // One step of Adam on the rows met; sigmas stay at least at `floor`, and each row's weights are added to `weights`.
-MQ_KERNEL __launch_bounds__(kSumThreads)
+MQ_KERNEL __launch_bounds__(kSumThreads, 4)
 octree_train_leaves(const unsigned* rows, const unsigned* places, int count, const float* records,
                     const float* gradients, const float* basis, int functions, int across, float* heads, float* tails,
                     int leaves, float* sigmas, float* sh, float* sigma_moments, float* sh_moments, float* weights,
