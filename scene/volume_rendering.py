@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
-from scene.ops.grid_march import Samples, march
+from scene.ops.grid_march import RaySpans, Samples, march
 from scene.ops.volume_loss import composite_rays
 from scene.voxel_grid import VoxelGrid
 
@@ -42,11 +42,12 @@ def render_grid(grid: VoxelGrid, camera: Camera, background: Tensor) -> Rendered
     for first in range(0, len(origins), RAYS_AT_ONCE):
         o, d = origins[first : first + RAYS_AT_ONCE], directions[first : first + RAYS_AT_ONCE]
         unit = torch.nn.functional.normalize(d, dim=-1)
-        samples = march(density, grid.frame.spans(o, unit, grid.step, grid.near), limits)
+        spans = grid.frame.spans(o, unit, grid.step, grid.near)
+        samples = march(density, spans, limits)
         rgb = grid.colors(samples, unit)
         pixels.append(composite_rays(rgb, samples.weights, samples.rays, samples.offsets, samples.last, background))
         alphas.append(1 - samples.last)
-        depths.append(_depth(grid, samples, o, camera))
+        depths.append(_depth(grid, spans, samples, camera))
     shape = (camera.height, camera.width)
     return Rendered(torch.cat(pixels).view(*shape, 3), torch.cat(alphas).view(shape), torch.cat(depths).view(shape))
 
@@ -57,8 +58,11 @@ def frame_of(rendered: Rendered, camera: Camera) -> DepthFrame:
     return DepthFrame(camera, rendered.depth.cpu(), rgb.cpu(), rendered.alpha.cpu(), empty_is_free=True)
 
 
-def _depth(grid: VoxelGrid, samples: Samples, origins: Tensor, camera: Camera) -> Tensor:
-    """[R] z-depth of the sample in which half of what a ray loses is lost, between it and the one before."""
+def _depth(grid: VoxelGrid, spans: RaySpans, samples: Samples, camera: Camera) -> Tensor:
+    """[R] z-depth of the sample in which half of what a ray loses is lost, between it and the one before.
+
+    A sample speaks for what lies before it: behind a sharp surface the first one stops the ray, half a step too deep.
+    """
     depth = torch.zeros_like(samples.last)
     if len(samples.weights) == 0:
         return depth
@@ -68,15 +72,16 @@ def _depth(grid: VoxelGrid, samples: Samples, origins: Tensor, camera: Camera) -
     of_ray = (total[offsets[1:]] - total[offsets[:-1]])[rays]
     before = after - samples.weights
     crossing = ((after >= HALF * of_ray) & (before < HALF * of_ray)).nonzero()[:, 0]
-    chosen = rays[crossing]
-    share = ((HALF * of_ray - before) / samples.weights.clamp(min=1e-12))[crossing].float()
-    points = samples.points[crossing]
-    world = grid.frame.world_from_grid(points)
-    c2w = camera.c2w.to(world)
-    z = (world - c2w[:3, 3]) @ c2w[:3, 2]
-    if grid.frame.space.kind == "bounded":  # within the step; elsewhere steps differ in length
-        from_camera = (world - origins[chosen]).norm(dim=-1).clamp(min=1e-9)
-        z = z * (1 + (share - 0.5) * grid.step * grid.frame.voxel_size / from_camera)
+    chosen, points = rays[crossing], samples.points[crossing]
+    back = 1 - ((HALF * of_ray - before) / samples.weights.clamp(min=1e-12))[crossing].float()
+    if spans.curve is None:
+        points = points - back[:, None] * spans.directions[chosen]
+    c2w = camera.c2w.to(points)
+    z = (grid.frame.world_from_grid(points) - c2w[:3, 3]) @ c2w[:3, 2]
+    if spans.curve is not None:
+        index = samples.steps[crossing].long()
+        nearer = spans.curve.distances[(index - 1).clamp(min=0)] / spans.curve.distances[index]
+        z = z * (1 - back * (1 - nearer))
     depth[chosen] = torch.where(1 - samples.last[chosen] >= SOLID, z.clamp(min=0), 0.0)
     return depth
 

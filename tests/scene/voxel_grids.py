@@ -17,7 +17,8 @@ from tests.scene.density_grids import drawn
 
 KINDS = ("bounded", "forward", "unbounded")
 CHANNELS: dict[Head, int] = {"rgb": 3, "sh": 27, "mlp": 12}
-CLEAR, SOLID = -12.0, 12.0  # raw densities of a voxel that no ray notices and of one that stops any
+CLEAR, SOLID = -300.0, 300.0  # raw densities of a voxel that no ray notices and of one that stops any
+ALPHA_INIT = 1e-2  # of a raw density of 0 over a voxel
 
 
 def a_pose(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -89,7 +90,7 @@ def grid_of(
         channels=channels,
         head=head,
         mlp=mlp,
-        shifts=torch.full((frame.size[2],), shift_of(1e-2)),
+        shifts=torch.full((frame.size[2],), shift_of(ALPHA_INIT)),
         interval=step,
         threshold=threshold,
     )
@@ -101,14 +102,17 @@ def grid_of(
     return VoxelGrid(**{**vars(grid), "step": step})
 
 
+def solid_where(depth: Tensor, voxel: float) -> Tensor:
+    """Raw densities of what is opaque where depth > 0 and clear where it is not, a voxel's length being `voxel`.
+
+    The surface is steep, and linear over some voxels so that interpolation does not move it.
+    """
+    return (60 * depth / voxel - shift_of(ALPHA_INIT)).clamp(CLEAR, SOLID)
+
+
 def ball(centre: tuple[float, float, float], radius: float, frame: GridFrame) -> Callable[[Tensor], Tensor]:
-    """Raw densities of an opaque ball: clear outside, solid inside, and steep in between."""
-
-    def raw(points: Tensor) -> Tensor:
-        depth = (radius - (points - points.new_tensor(centre)).norm(dim=-1)) / frame.voxel_size
-        return (20 * depth).clamp(CLEAR, SOLID)
-
-    return raw
+    """Raw densities of an opaque ball."""
+    return lambda points: solid_where(radius - (points - points.new_tensor(centre)).norm(dim=-1), frame.voxel_size)
 
 
 def looking_at(
