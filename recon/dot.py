@@ -73,9 +73,9 @@ class Config:
     """learning rate of the densities, in optical depth of a baked leaf"""
     sh_lr: float = 0.02
     """learning rate of the colour coefficients"""
-    prune: float = 0.2
+    prune: float = 0.4
     """a leaf goes when it sends less than this share of the light that baked leaves send on average (DOT)"""
-    split: float = 0.02
+    split: float = 0.006
     """share of the leaves that is split, four times in a run (DOT)"""
     max_leaves: int = 4_000_000
     """cap on the number of leaves"""
@@ -119,10 +119,10 @@ COARSE_VOXELS, COARSE_SHARE = 64**3, 0.08
 COARSE_LEVEL = 5  # of leaves where nothing is known
 GRID_SHARE = 0.55  # of a time budget
 FALL = 0.1  # of the learning rates over the octree's training
-PRUNE_FROM, PRUNE_TO = 0.02, 0.95  # progress of the octree's training
+PRUNE_FROM, PRUNE_FULL, PRUNE_TO = 0.02, 0.6, 0.8  # progress of the octree's training; full strength from the second
 SPLIT_AT = (0.15, 0.3, 0.45, 0.6)
 FINEST_SPLIT = 2  # levels below the baked ones
-ALIKE = 0.01  # siblings that differ by less are merged
+ALIKE = 0.05  # siblings that differ by less are merged
 
 
 def train(
@@ -175,7 +175,8 @@ def train_octree(
         if now - last_report > 0.5:
             on_step(_report(trainer, max_seconds))
             last_report = now
-    _change(trainer.step, keep(trainer.step.octree, trainer.step.octree.sigmas > FLOOR))  # no picture shows the others
+    if trainer.config.variant == "dot":  # no picture shows the others; PlenOctrees keep what was baked
+        _change(trainer.step, keep(trainer.step.octree, trainer.step.octree.sigmas > FLOOR))
     save(checkpoint_of(trainer))
     on_step(_report(trainer, max_seconds))
     return trainer.step.octree
@@ -296,7 +297,8 @@ def _end_epoch(trainer: Trainer, p: float) -> None:
     trainer.epoch_error = trainer.error / len(capture.train)
     trainer.error = 0.0
     if config.variant == "dot" and PRUNE_FROM <= p < PRUNE_TO and len(step.octree):
-        _change(step, drop(step.octree, step.weights, config.prune * float(step.weights.sum()) / trainer.baked))
+        least = config.prune * min(1.0, p / PRUNE_FULL)  # what goes early leaves time to make up for it
+        _change(step, drop(step.octree, step.weights, least * float(step.weights.sum()) / trainer.baked))
         due = sum(p >= at for at in SPLIT_AT)
         if due > trainer.splits:
             trainer.splits = due

@@ -1,7 +1,7 @@
 """One training step of an octree's leaves on a whole picture: squared error, gradients, Adam on the leaves met.
 
-DOT and PlenOctrees take a step per picture too; here the three parts are one kernel on the CPU, so that no gradient of
-the whole octree is ever held, and the weights that DOT samples by come with it.
+DOT and PlenOctrees take a step per picture too; here the three parts are one step of the kernels, so that no gradient
+of the whole octree is ever held, and the weights that DOT samples by come with it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class OctreeStep:
         self.sigma_moments = sigmas.new_zeros(2, len(octree))
         self.sh_moments = sigmas.new_zeros(2, len(octree), sh_coeffs[0].numel() if len(octree) else 3)
         self.weights = torch.zeros_like(sigmas)
-        fused = native.backend(sigmas.device) == "cpu" and sigmas.dtype == torch.float32
-        self._trainer = native.cpu().OctreeTrainer() if fused else None
+        fused = native.has(sigmas.device, sigmas.dtype) and sigmas.dtype == torch.float32
+        self._trainer = native.kernels(sigmas.device).OctreeTrainer() if fused else None
 
     def take(self, camera: Camera, target: Tensor, background: Tensor, rates: Rates) -> float:
         """Mean squared error of the picture before the step.
