@@ -47,6 +47,7 @@ def test_a_reader_that_knows_only_the_keys_finds_every_leaf(tmp_path: Path) -> N
     points = octree.to_world(octree.corners + octree.sides[:, None] / 2)
     for row, point in enumerate(points.numpy().astype(np.float64)):
         place, node = file["offset"] + file["invradius3"] * point, 0
+        cell = (0, 0, 0)
         for _ in range(int(file["depth_limit"]) + 2):
             place = place * 2
             cell = tuple(np.floor(place).astype(int))
@@ -69,7 +70,7 @@ def parts(path: Path) -> dict[str, np.ndarray]:
 
 def cycle(arrays: dict[str, np.ndarray]) -> None:
     child = arrays["child"].reshape(-1, 8)
-    node = int((child > 0).any(1).nonzero()[0][1])
+    node = int(np.nonzero(np.any(child > 0, axis=1))[0][1])
     child[node, int((child[node] > 0).argmax())] = -node
 
 
@@ -103,7 +104,7 @@ def test_damaged_octrees_are_refused_by_name(spoil, tmp_path: Path) -> None:
     path = tmp_path / "scene.npz"
     arrays = parts(path)
     spoil(arrays)
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"scene\.npz"):
         load_octree(path)
 
