@@ -28,7 +28,7 @@ from scene.formats.octree_npz import load_octree
 from scene.rasterize import render
 from scene.runs import METRIC_KEYS, Run, StepReport, read_events
 from tests.apps.browser import Page, chromium
-from tests.apps.kill_resume import Outcome
+from tests.apps.kill_resume import Outcome, kill_until_done
 from tests.apps.test_report import read
 from tests.apps.tiny import write_tiny
 
@@ -148,6 +148,17 @@ def test_stopped_in_the_middle_of_training_and_resumed_equals_undisturbed(
         monkeypatch.undo()
     assert cli.run(["recon", str(tmp_path / "run"), "--resume"]) == 0
     assert Outcome.of(tmp_path / "run") == Outcome.of(finished)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_the_outcome_is_that_of_an_undisturbed_run(
+    finished: Path, ball: Path, tmp_path: Path
+) -> None:
+    name = method_name(finished)
+    seconds = json.loads((finished / "metrics.json").read_text())["seconds_total"]
+    flags = ("--method", name, "--checkpoint-seconds", "0.2", *FAST[name], *MESH)
+    kill_until_done(ball, tmp_path / "killed", flags, kills=2, whole_s=seconds, seed=3)
+    assert Outcome.of(tmp_path / "killed") == Outcome.of(finished)
 
 
 def test_memory_and_disk_that_run_out_are_told_and_the_run_goes_on_to_the_same(
