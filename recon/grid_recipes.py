@@ -54,8 +54,9 @@ RECIPES: dict[str, Recipe] = {
         0.5,
         Weights(per_point=0.01, entropy=0.001, distortion=0.01, tv_density=1e-8, tv_features=1e-9),
         RATES,
-        (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
+        (0.05, 0.1, 0.15, 0.2),
         0.5,
+        shift_by=0.0,
     ),
 }
 
