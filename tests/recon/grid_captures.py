@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.captures import Capture, MemoryPicture, capture_of_pictures
 from data.synthetic import Fixture, OpaqueScene, opaque_solids
-from data.synthetic_solids import Box, Ellipsoid, noise
+from data.synthetic_solids import Box, Ellipsoid, Texture, noise
 from scene.cameras import Camera, look_at
 
 LIGHT = torch.nn.functional.normalize(torch.tensor([0.4, -0.7, 0.6], dtype=torch.float64), dim=0)
@@ -33,9 +33,9 @@ def cut_out(folder: Path, *, train: int = 12, test: int = 3, size: int = 32) -> 
     return opaque_solids(train=train, test=test, size=size, supersample=2).capture(folder)
 
 
-def shaded(points: Tensor) -> Tensor:
-    """Tones with detail of the size of a unit that drift through space: what 32 pixels can show."""
-    return 0.15 + 0.7 * noise(points / 1.1, 5, octaves=2)
+def tones(cell: float) -> Texture:
+    """Tones that drift through space, with detail of the size of a cell: what 32 pixels can show."""
+    return lambda points: (0.5 + 1.7 * (noise(points / cell, 5) - 0.5)).clamp(0.03, 0.97)
 
 
 def wall_fixture(*, size: int = 32, columns: int = 5, rows: int = 4) -> Fixture:
@@ -45,7 +45,7 @@ def wall_fixture(*, size: int = 32, columns: int = 5, rows: int = 4) -> Fixture:
         Ellipsoid(vector(-0.7, 3.2, 0.2), vector(0.6, 0.6, 0.6)),
         Box(vector(0.9, 4.3, -0.5), vector(0.5, 0.4, 0.7)),
     )
-    scene = OpaqueScene(solids, shaded, LIGHT)
+    scene = OpaqueScene(solids, tones(1.3), LIGHT)
     K = intrinsics(size, 0.75)
 
     def camera(x: float, z: float) -> Camera:
@@ -59,21 +59,29 @@ def wall_fixture(*, size: int = 32, columns: int = 5, rows: int = 4) -> Fixture:
     return fixture_of(scene, [camera(*place) for place in places], [camera(*place) for place in between])
 
 
-def room_fixture(*, size: int = 32, count: int = 36) -> Fixture:
-    """A room of 12 x 10 x 6 with a ball, a box and a pillar, seen from its middle to all sides; 4 are held out."""
+def room_fixture(*, size: int = 32, count: int = 36, inwards: bool = False) -> Fixture:
+    """A room of 12 x 10 x 6 with a ball, a box and a pillar, seen from a ring in it; 4 views are held out.
+
+    The cameras look outwards at the walls, or `inwards`: at the three, which then stand in the middle.
+    """
+    places = (
+        ((0.5, 0.3, -0.4), (-0.5, 0.5, -0.6), (0.0, -0.8, 0.0))
+        if inwards
+        else ((4.7, 1.3, -0.8), (-4.8, 1.5, -1.9), (-1.2, -4.3, 0.0))
+    )
     solids = (
         Box(vector(0, 0, 0), vector(6, 5, 3)),
-        Ellipsoid(vector(3.2, 1.5, -0.8), vector(0.9, 0.9, 0.9)),
-        Box(vector(-2.9, 2.2, -1.6), vector(0.8, 0.7, 1.4)),
-        Box(vector(-1.5, -3.4, 0), vector(0.5, 0.5, 3)),
+        Ellipsoid(vector(*places[0]), vector(0.7, 0.7, 0.7)),
+        Box(vector(*places[1]), vector(0.4, 0.5, 0.9)),
+        Box(vector(*places[2]), vector(0.3, 0.3, 3)),
     )
-    scene = OpaqueScene(solids, shaded, LIGHT, ambient=0.8)
-    K = intrinsics(size, 1.2)
+    scene = OpaqueScene(solids, tones(1.4 if inwards else 2.2), LIGHT, ambient=0.8)
+    K = intrinsics(size, 1.0)
 
     def camera(turn: float, tilt: float) -> Camera:
-        eye = 0.9 * vector(math.cos(turn), math.sin(turn), 0.6 * math.sin(3 * turn))
+        eye = 2.6 * vector(math.cos(turn), math.sin(turn), 0.4 * math.sin(3 * turn))
         gaze = vector(math.cos(turn) * math.cos(tilt), math.sin(turn) * math.cos(tilt), math.sin(tilt))
-        return Camera(K, look_at(eye, eye + gaze, UP), size, size)
+        return Camera(K, look_at(eye, vector(0, 0, 0) if inwards else eye + gaze, UP), size, size)
 
     train = [camera(2 * math.pi * i / count, (-0.5, 0.1, 0.45)[i % 3]) for i in range(count)]
     test = [camera(2 * math.pi * (i + 0.3) / 4, 0.1 * (-1) ** i) for i in range(4)]
