@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,9 +14,26 @@ from data.captures import Capture, MemoryPicture, capture_of_pictures
 from data.synthetic import Fixture, OpaqueScene, opaque_solids
 from data.synthetic_solids import Box, Ellipsoid, Texture, noise
 from scene.cameras import Camera, look_at
+from scene.ops import native
 
 LIGHT = torch.nn.functional.normalize(torch.tensor([0.4, -0.7, 0.6], dtype=torch.float64), dim=0)
 UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small batches: with more threads they wait for each other, on a busy machine for three times as long.
+
+    What comes out is the same to the bit.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    native.set_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        native.set_threads(native.len_affinity())
 
 
 def vector(x: float, y: float, z: float) -> Tensor:

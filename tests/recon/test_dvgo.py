@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +23,19 @@ from recon.initial_points import train_cameras
 from scene.errors import InputError, Interrupted
 from scene.volume_rendering import render_grid
 from scene.voxel_grid import VoxelGrid
-from tests.recon.grid_captures import cut_out, opaque_capture, room_fixture, wall_fixture
+from tests.recon.grid_captures import cut_out, one_thread, opaque_capture, room_fixture, wall_fixture
 from tests.scene.voxel_grids import looking_at
 
 SMALL = Config(
     steps=1200, rays=512, voxels=48**3, coarse_voxels=32**3, coarse_share=0.15, width=64, checkpoint_seconds=1e9
 )
 TINY = replace(SMALL, steps=30, rays=128, voxels=14**3, coarse_voxels=12**3, features=6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quietly() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +67,8 @@ def held_out_psnr(grid: VoxelGrid, capture: Capture) -> float:
 
 
 def test_soft_solids_reach_the_stated_quality(trained: VoxelGrid, soft_capture: Capture) -> None:
-    """Spec 1(j), T7, at small size: coarse 32^3, fine 48^3, a fifth of the steps and a sixteenth of the rays."""
-    assert held_out_psnr(trained, soft_capture) >= 31.0  # seeds 0 to 3: 31.3 to 31.4
+    """Spec 1(j), T7, at small size: coarse 32^3, fine 48^3, a sixth of the steps."""
+    assert held_out_psnr(trained, soft_capture) >= 31.0  # seeds 0 to 2: 31.2 to 31.3
     assert 0.7 * 48**3 < math.prod(trained.frame.size) <= 48**3 and trained.frame.space.kind == "bounded"
     assert dvgo.counts(trained) == (len(trained), trained.parameters)
 
@@ -146,15 +152,15 @@ def test_a_forward_facing_scene_reaches_the_stated_quality() -> None:
     capture = opaque_capture(wall_fixture())
     grid = train(capture, replace(SMALL, steps=300, rays=256, voxels=128 * 28**2))
     assert grid.frame.space.kind == "forward" and grid.frame.size[2] == 128
-    assert held_out_psnr(grid, capture) >= 29
+    assert held_out_psnr(grid, capture) >= 29  # seeds 0 to 3: 29.6 to 30.6
 
 
 def test_an_unbounded_scene_reaches_the_stated_quality() -> None:
-    """Solids in the middle of a room whose walls lie in the contracted shell; 20.7 dB when written."""
+    """Solids in the middle of a room whose walls lie in the contracted shell. One colour for all: 13.1 dB."""
     capture = opaque_capture(room_fixture(inwards=True))
-    grid = train(capture, replace(SMALL, steps=2000, voxels=64**3, scene="unbounded"))
+    grid = train(capture, replace(SMALL, rays=128, voxels=32**3))
     assert grid.frame.space.kind == "unbounded"
-    assert held_out_psnr(grid, capture) >= 18
+    assert held_out_psnr(grid, capture) >= 22.5  # seeds 0 to 3: 23.1 to 24.4
 
 
 def test_depth_of_the_trained_grid_is_that_of_the_solids(trained: VoxelGrid, soft: Fixture) -> None:
@@ -171,10 +177,9 @@ def test_depth_of_the_trained_grid_is_that_of_the_solids(trained: VoxelGrid, sof
 @pytest.mark.slow
 def test_lego_reaches_the_stated_quality(real_data: Path) -> None:
     """Spec 1(j), T8, at small size: an eighth of the pixels along each side, seconds instead of minutes."""
-    with open_capture(real_data / "blender" / "lego", downscale=8, max_views=50) as capture:
-        config = replace(SMALL, steps=1500, rays=1024, voxels=64**3, width=64)
-        grid = train(capture, config)
-        assert held_out_psnr(grid, capture) >= 20
+    with open_capture(real_data / "blender" / "lego", downscale=8, max_views=30) as capture:
+        grid = train(capture, replace(SMALL, steps=600, voxels=60**3))
+        assert held_out_psnr(grid, capture) >= 21.8  # 24 views; seeds 0 to 2: 22.1 to 22.2
 
 
 def test_the_doors_of_a_method_lead_to_the_same_grid(small_capture: Capture, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from scene.grid_step import GridStep
 from scene.ops import native
 from scene.runs import StepReport
 from scene.voxel_grid import VoxelGrid
-from tests.recon.grid_captures import cut_out, opaque_capture, painted, room_fixture, wall_fixture
+from tests.recon.grid_captures import cut_out, one_thread, opaque_capture, painted, room_fixture, wall_fixture
 
 CPU = torch.device("cpu")
 TINY = GridOptions(
@@ -43,6 +43,12 @@ TINY = GridOptions(
     seed=0,
 )
 SMALL = {"bounded": TINY, "forward": replace(TINY, voxels=128 * 10**2), "unbounded": replace(TINY, voxels=20**3)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quietly() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,7 @@ def test_same_seed_same_bits_whatever_the_threads(captures: Mapping[str, Capture
         native.set_threads(3)
         together = train_grid(capture, options)
     finally:
-        native.set_threads(native.len_affinity())
+        native.set_threads(1)
     assert alone.frame.space.kind == kind and equal(alone, together)
     assert not equal(alone, train_grid(capture, replace(options, seed=1)))
 
