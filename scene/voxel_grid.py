@@ -295,7 +295,7 @@ def _checked_frame(tensors: dict[str, Tensor], state: dict[str, Any]) -> GridFra
     edges = frame.box[1] - frame.box[0]
     if not (float(edges.min()) > 0 and 0 < float(edges.double().norm()) < torch.inf and 0.05 <= step <= 8):
         raise ValueError("a box or steps without length")
-    if float(edges.double().norm()) / (step * frame.voxel_size) > MAX_SAMPLES:
+    if not float(edges.double().norm()) <= MAX_SAMPLES * step * frame.voxel_size:
         raise ValueError("a box that is much too flat for its voxels")
     return frame
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from tests.data.pictures import noise, poses, save
+from tests.hostile.grid_readers import read_voxel_grid, voxel_grid_seeds
 from tests.hostile.mutations import Form
 from tests.scene.splats import random_gaussians
 
@@ -514,5 +515,6 @@ READERS = (
         "each is read in a process of its own, for half a second",
     ),
     Reader("checkpoint", checkpoint_seeds, read_a_checkpoint),
+    Reader("voxel_grid", voxel_grid_seeds, read_voxel_grid),
     Reader("run_json", run_seeds, read_run, 0.5, "six files are read each time"),
 )
