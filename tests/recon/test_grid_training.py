@@ -17,7 +17,8 @@ from torch import Tensor
 
 from data.captures import Capture
 from recon import grid_stages, grid_training
-from recon.grid_stages import Trainer, fresh
+from recon.grid_stages import Trainer, fresh, to_fine
+from recon.grid_state import restored
 from recon.grid_training import Checkpoint, GridOptions, train_grid
 from recon.ray_pool import RayPool
 from scene.checkpoints import read_checkpoint, write_checkpoint
@@ -27,6 +28,7 @@ from scene.ops import native
 from scene.runs import StepReport
 from scene.voxel_grid import VoxelGrid
 from tests.recon.grid_captures import cut_out, one_thread, opaque_capture, painted, room_fixture, wall_fixture
+from tests.scene.voxel_grids import places
 
 CPU = torch.device("cpu")
 TINY = GridOptions(
@@ -309,3 +311,29 @@ def test_photos_without_cameras_are_refused(capture: Capture) -> None:
     blind = replace(capture, views=tuple(replace(view, camera=None) for view in capture.views))
     with pytest.raises(InputError, match="cameras"):
         train_grid(blind, TINY)
+
+
+def test_every_plane_of_a_new_forward_grid_has_the_same_weight(captures: Mapping[str, Capture]) -> None:
+    """DVGOv2: plane i of Z starts with an alpha of 1 / (Z - i)."""
+    grid = fresh(captures["forward"], SMALL["forward"], CPU, lambda sentence: None).step.grid
+    alpha = grid.alpha()[0, 0].double()
+    weights = alpha * torch.cat([torch.ones(1), (1 - alpha).cumprod(0)[:-1]])
+    # float32 shifts; the last plane's alpha of 1 is as near to it as they can say
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / len(weights)), rtol=1e-3, atol=0)
+
+
+def test_the_fine_grid_starts_where_the_coarse_one_is_solid(capture: Capture) -> None:
+    options = replace(TINY, steps=400, coarse_share=0.2, rays=256)
+    trainer = restored(capture, options, CPU, stopped_at(79, capture, options))
+    coarse = trainer.step.grid
+    to_fine(trainer, 0.2, lambda sentence: None)
+    fine = trainer.step.grid
+    points = fine.frame.world_from_grid(places(fine.frame.size))
+    x, y, z = (coarse.frame.grid_from_world(points) + 0.5).floor().long().clamp(min=0).unbind(-1)
+    last = torch.tensor(coarse.frame.size) - 1
+    of_coarse = coarse.alpha()[x.clamp(max=last[0]), y.clamp(max=last[1]), z.clamp(max=last[2])]
+    alpha, solid = fine.alpha().flatten(), of_coarse > 0.5
+    clear = 1 - (1 - 1e-2) ** fine.interval
+    assert 0.01 < float(solid.float().mean()) < 0.9
+    assert float(alpha[solid].median()) > 0.2 and float(alpha.max()) < 0.51
+    assert float(alpha.min()) == pytest.approx(clear, rel=1e-3)
