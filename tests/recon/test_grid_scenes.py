@@ -12,7 +12,7 @@ from torch import Tensor
 from data.captures import Capture, MemoryPicture, capture_of_pictures
 from data.synthetic import Fixture
 from data.synthetic_solids import Ellipsoid, Torus
-from recon.grid_scenes import GridScene, kind_of, scene_of, too_near, view_counts
+from recon.grid_scenes import GridScene, _around, kind_of, scene_of, too_near, view_counts
 from recon.initial_points import train_cameras
 from scene.cameras import look_at
 from scene.errors import InputError
@@ -92,6 +92,15 @@ def test_the_box_around_silhouettes_holds_the_solids_and_little_more(solids: Cap
     x, y, z = (frame.grid_from_world(points) + 0.5).floor().long().unbind(-1)
     assert bool(scene.hull[x, y, z].all())
     assert 0.05 < float(scene.hull.float().mean()) < 0.7
+
+
+def test_the_box_around_voxels_is_a_voxel_and_a_margin_wider_than_their_centres() -> None:
+    hull = torch.zeros(11, 11, 21, dtype=torch.bool)
+    hull[3:7, 5, 4:15] = True
+    box = _around(hull, torch.tensor([[0.0, 0, 0], [1, 2, 4]]))  # voxels of 0.1, 0.2 and 0.2
+    low, high = torch.tensor([0.2, 0.8, 0.6]), torch.tensor([0.7, 1.2, 3.0])
+    margin = 0.03 * (high - low)
+    torch.testing.assert_close(box, torch.stack([low - margin, high + margin]), rtol=0, atol=1e-6)
 
 
 def test_the_nearest_place_is_a_small_share_of_the_way_to_the_object(solids: Capture) -> None:

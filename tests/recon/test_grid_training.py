@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.captures import Capture
 from recon import grid_stages, grid_training
+from recon.grid_recipes import RECIPES, shift_of
 from recon.grid_stages import Trainer, fresh, to_fine
 from recon.grid_state import restored
 from recon.grid_training import Checkpoint, GridOptions, train_grid
@@ -25,6 +26,7 @@ from scene.checkpoints import read_checkpoint, write_checkpoint
 from scene.errors import InputError, Interrupted
 from scene.grid_step import GridStep
 from scene.ops import native
+from scene.ops.grid_march import hits, pack_bits
 from scene.runs import StepReport
 from scene.voxel_grid import VoxelGrid
 from tests.recon.grid_captures import cut_out, one_thread, opaque_capture, painted, room_fixture, wall_fixture
@@ -283,6 +285,15 @@ def test_cut_out_photos_are_trained_coarse_to_fine_in_the_box_of_what_was_found(
     assert 0.6 * TINY.voxels < sizes[-1] <= TINY.voxels
 
 
+@pytest.mark.parametrize("kind", ["bounded", "unbounded"])
+def test_b_falls_with_each_doubling_where_the_recipe_says_so(whole: Callable[[str], VoxelGrid], kind: str) -> None:
+    """DVGO's code: by 1, where steps become shorter; the interval ends at the step's own length."""
+    recipe, grid = RECIPES[kind], whole(kind)
+    wanted = shift_of(recipe.alpha_init) + len(recipe.doublings) * recipe.shift_by
+    torch.testing.assert_close(grid.shifts, torch.full_like(grid.shifts, wanted), rtol=0, atol=1e-5)
+    assert RECIPES["bounded"].shift_by == -1 and grid.interval == pytest.approx(recipe.step)
+
+
 def test_the_kind_of_scene_that_was_asked_for_is_taken(captures: Mapping[str, Capture]) -> None:
     said: list[str] = []
     trainer = fresh(captures["forward"], replace(TINY, scene="unbounded"), CPU, said.append)
@@ -337,3 +348,30 @@ def test_the_fine_grid_starts_where_the_coarse_one_is_solid(capture: Capture) ->
     assert 0.01 < float(solid.float().mean()) < 0.9
     assert float(alpha[solid].median()) > 0.2 and float(alpha.max()) < 0.51
     assert float(alpha.min()) == pytest.approx(clear, rel=1e-3)
+    pool, whole = trainer.pool, 6 * 16 * 16
+    assert len(pool) < whole and int(trainer.entry.sum()) < trainer.entry.numel()
+    origins, directions = pool.rays(pool.draw(500, trainer.generator))
+    spans = fine.frame.spans(origins, directions, fine.step, fine.near)
+    assert bool(hits(pack_bits(trainer.entry), fine.frame.size[2], spans).all()), "rays that meet nothing are not drawn"
+
+
+def test_rays_of_a_step_follow_what_they_cost_and_a_resumed_run_knows(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_training, "LEAST_RAYS", 50)
+    options = replace(TINY, rays=400, samples=2000)
+    taken: list[tuple[int, int]] = []
+    one_step = grid_training._one_step
+
+    def watched(trainer: Trainer, p: float) -> None:
+        rays = trainer.rays
+        one_step(trainer, p)
+        taken.append((rays, trainer.step.samples))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grid_training, "_one_step", watched)
+        unbroken = train_grid(capture, options)
+    assert taken[0][0] == 400 and 50 <= min(rays for rays, _ in taken) < 300
+    costs = [samples for rays, samples in taken[1:] if 50 < rays < 400]
+    assert len(costs) > 20 and sum(costs) / len(costs) == pytest.approx(2000, rel=0.25)  # the next rays are others
+    assert equal(train_grid(capture, options, resume=stopped_at(35, capture, options)), unbroken)
