@@ -101,11 +101,9 @@ class GridStep:
         background: Tensor,
         weights: Weights,
         rates: LearningRates,
-        *,
-        threshold: float | None = None,
     ) -> VolumeLoss:
         """One step on R rays. directions: [R, 3] unit, in the world.  target: [R, 3].  Returns the loss."""
-        loss, mlp_grads = self.gradients(spans, directions, target, background, weights, threshold=threshold)
+        loss, mlp_grads = self.gradients(spans, directions, target, background, weights)
         self._update(rates, mlp_grads)
         return loss
 
@@ -116,16 +114,13 @@ class GridStep:
         target: Tensor,
         background: Tensor,
         weights: Weights,
-        *,
-        threshold: float | None = None,
     ) -> tuple[VolumeLoss, tuple[Tensor, ...]]:
         """The loss of R rays and the gradients by the network; those by the grids are added to their `*_grad`."""
         grid = self.grid
-        least = grid.threshold if threshold is None else threshold
         self._marched = Marched(
             Density(grid.density, grid.shifts, self._occupied),
             spans,
-            Limits(grid.interval, least, least, STOP),
+            Limits(grid.interval, grid.threshold, grid.threshold, STOP),
             reuse=self._marched,
         )
         samples = self._marched.samples
