@@ -45,6 +45,7 @@ from scene.ops.composite import composite
 from scene.ops.octree_index import FINEST
 from scene.ops.octree_render import LEAST_SIGMA, VIEWED, Rays, render_octree
 from scene.runs import StepReport
+from scene.voxel_grid import VoxelGrid
 
 __all__ = ["PRESETS", "Checkpoint", "Config", "train"]
 
@@ -187,6 +188,23 @@ def _check_capture(capture: Capture) -> None:
         raise InputError("training needs photos with known cameras; estimate them first (maquette recon does)")
 
 
+def grid_options(config: Config) -> GridOptions:
+    """Of the grid that the octree is baked from."""
+    return GridOptions(
+        steps=config.grid_steps,
+        rays=config.rays,
+        voxels=config.voxels,
+        coarse_voxels=min(COARSE_VOXELS, config.voxels),
+        coarse_share=COARSE_SHARE,
+        channels=3 * sh.coefficients(config.sh_degree),
+        head="sh",
+        width=64,
+        scene="bounded",
+        checkpoint_seconds=config.checkpoint_seconds,
+        seed=config.seed,
+    )
+
+
 def _from_grid(
     capture: Capture,
     config: Config,
@@ -203,19 +221,6 @@ def _from_grid(
     spent = 0.0
     if resume is not None and (resume.state.get("stage") != "grid" or resume.state.get("steps") != total):
         raise InputError("the checkpoint was made by other options or another method; resume with its options")
-    options = GridOptions(
-        steps=config.grid_steps,
-        rays=config.rays,
-        voxels=config.voxels,
-        coarse_voxels=min(COARSE_VOXELS, config.voxels),
-        coarse_share=COARSE_SHARE,
-        channels=3 * sh.coefficients(config.sh_degree),
-        head="sh",
-        width=64,
-        scene="bounded",
-        checkpoint_seconds=config.checkpoint_seconds,
-        seed=config.seed,
-    )
     grid_seconds = None if max_seconds is None else GRID_SHARE * max_seconds
 
     def tell(report: StepReport) -> None:
@@ -231,7 +236,7 @@ def _from_grid(
 
     grid = train_grid(
         capture,
-        options,
+        grid_options(config),
         device=device,
         max_seconds=grid_seconds,
         on_step=tell,
@@ -240,6 +245,15 @@ def _from_grid(
         resume=None if resume is None else Checkpoint(resume.tensors, resume.state["grid"]),
         stop=stop,
     )
+    trainer = from_grid(capture, config, grid, decide)
+    trainer.seconds = trainer.began = spent + trainer.seconds
+    return trainer
+
+
+def from_grid(
+    capture: Capture, config: Config, grid: VoxelGrid, decide: Callable[[str], None] = lambda sentence: None
+) -> Trainer:
+    """The octree baked from `grid` (head "sh") on its device, before its first step."""
     began = time.monotonic()
     cameras = [camera.to(dtype=torch.float32) for camera in train_cameras(capture)]
     grid_field, (low, high) = field_of_grid(grid, config.sh_degree), grid.frame.box
@@ -251,9 +265,9 @@ def _from_grid(
         octree = bake(grid_field, low, high, min(config.level, COARSE_LEVEL), [], least_alpha=0.0)
     generator = torch.Generator().manual_seed(config.seed)
     queue = torch.empty(0, dtype=torch.int64)
-    photos = PhotoCache(capture, device)
+    photos = PhotoCache(capture, octree.sigmas.device)
     trainer = Trainer(capture, config, photos, OctreeStep(octree), generator, queue, max(1, len(octree)))
-    trainer.seconds = trainer.began = spent + time.monotonic() - began
+    trainer.seconds = trainer.began = time.monotonic() - began
     return trainer
 
 

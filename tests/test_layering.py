@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("apps", "recon", "data", "scene")
+PACKAGES = ("apps", "recon", "generation", "data", "scene")
 
 # Modules of plain state and errors: they know nothing but each other, so every layer may speak in their terms.
 VOCABULARY = ("scene.errors", "scene.cameras", "scene.files", "scene.sh", "scene.gaussians", "scene.untrusted")
@@ -18,7 +18,8 @@ VOCABULARY = ("scene.errors", "scene.cameras", "scene.files", "scene.sh", "scene
 # `data` may also use the one PLY parser: a second one for point clouds would be one more door to guard.
 # The longest matching prefix of a module decides what it may import of ours.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "apps": ("apps", "recon", "data", "scene"),
+    "apps": ("apps", "recon", "generation", "data", "scene"),
+    "generation": ("generation", "data", "scene"),
     "recon": ("recon", "data", "scene"),
     "data": ("data", "scene.cameras", "scene.errors", "scene.files", "scene.untrusted", "scene.formats.ply"),
     "scene": ("scene",),
@@ -43,6 +44,9 @@ HEAVY = {
     "viser",
     "xatlas",
     "pxr",
+    "diffusers",
+    "transformers",
+    "accelerate",
 }
 
 
