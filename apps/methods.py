@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -19,10 +19,12 @@ from data.captures import Capture
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
 from scene.errors import InputError
-from scene.gaussians import Gaussians
+from scene.mesh_extraction import on_cpu
 from scene.runs import StepReport
 
 Progress = Callable[[int, int, str], None]
+FrameOf = Callable[[Camera], DepthFrame]
+"""Colour and depth of the surface that a camera sees."""
 
 
 class Checkpoint(Protocol):
@@ -99,10 +101,6 @@ class Method(Protocol):
 
     def counts(self, scene: Any) -> tuple[int, int]:
         """Primitives and parameters."""
-        ...
-
-    def to_gaussians(self, scene: Any, cameras: Sequence[Camera], config: Any, *, progress: Progress) -> Gaussians:
-        """The scene as splats that the cameras see alike; for Gaussians the scene itself."""
         ...
 
 
@@ -187,3 +185,17 @@ class Trained:
     def surface(self, camera: Camera) -> DepthFrame:
         """Colour and depth of the surface that a camera sees."""
         return self.module.surface_frame(self.scene, camera, self.config)
+
+
+def drawn_once(frame_of: FrameOf) -> FrameOf:
+    """`frame_of` that keeps what it drew, for stages that look through the same cameras: 11 bytes a pixel."""
+    kept: dict[tuple[object, ...], DepthFrame] = {}
+
+    def frame(camera: Camera) -> DepthFrame:
+        numbers = (*camera.K.flatten().tolist(), *camera.c2w.flatten().tolist())
+        key = (camera.width, camera.height, *numbers)
+        if key not in kept:
+            kept[key] = on_cpu(frame_of(camera))
+        return kept[key]
+
+    return frame

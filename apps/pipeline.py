@@ -19,7 +19,7 @@ from apps.devices import choose_device
 from apps.film import path_cameras, pictures_along, up_of, write_film
 from apps.judge import judge
 from apps.meshing import budget, fine_mesh_file, finish, held_out_psnr, photo_views
-from apps.methods import Checkpoint, Trained, method_of, words_of
+from apps.methods import Checkpoint, FrameOf, Trained, drawn_once, method_of, words_of
 from apps.options import ReconJob, parse_recon
 from apps.report import write_report
 from apps.run_cameras import RunCameras, read_cameras, write_cameras
@@ -36,6 +36,7 @@ from scene.runs import Run, StepReport
 
 SFM_SHARE = 0.4  # of --max-minutes, for the cameras
 AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.25, 40.0, 240.0  # for judging, mesh, texture, film and report; seconds
+SHORTEST_FIT = 5.0  # seconds, for the splats of a scene that is none
 SHORTEST_TRAINING = 10.0  # seconds; less makes no scene at all
 TURNTABLE_FRAMES, TURNTABLE_WIDTH, TURNTABLE_FPS = 120, 640, 24
 LEAST_FRAMES, TURNTABLE_SECONDS = 40, 30.0  # scenes that are slow to draw get fewer frames, shown as much longer
@@ -73,11 +74,11 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
     return job.out
 
 
-def affordable_frames(draw: Callable[[], object]) -> int:
-    """Frames of the turntable, by the time that one takes."""
+def affordable_frames(draw: Callable[[], object], seconds: float) -> int:
+    """Frames of the turntable that can be drawn in so many seconds, by the time that one takes."""
     began = time.monotonic()
     draw()
-    affordable = TURNTABLE_SECONDS / max(1e-6, time.monotonic() - began)
+    affordable = seconds / max(1e-6, time.monotonic() - began)
     return int(max(LEAST_FRAMES, min(TURNTABLE_FRAMES, affordable)))
 
 
@@ -103,8 +104,7 @@ class _Work:
             self.stop.check()
             trained = self.trained(capture)
             self.judged(capture, trained)
-            self.meshed(capture, trained)
-            self.splatted(capture, trained)
+            self.shaped(capture, trained)
         self.filmed(trained)
         self.reported()
 
@@ -182,6 +182,11 @@ class _Work:
         self.run.finish("budget", train_seconds=seconds)
         return seconds
 
+    def seconds_left(self, for_later: float = 0.0) -> float | None:
+        """Seconds of --max-minutes that are left, less those that later stages take; None without such a limit."""
+        minutes = self.job.request.max_minutes
+        return None if minutes is None else 60 * minutes - self.run.seconds - for_later
+
     def trained(self, capture: Capture) -> Trained:
         """The trained scene: from its file when training has finished, else from the checkpoint or the start."""
         run, method = self.run, self.method
@@ -230,7 +235,17 @@ class _Work:
             self.run.event()
             judge(self.run, capture, trained.to(self.device), self.progress, self.stop)
 
-    def meshed(self, capture: Capture, trained: Trained) -> None:
+    def shaped(self, capture: Capture, trained: Trained) -> None:
+        """The mesh, and the splats of a scene that is none, both from the same frames of its surface."""
+        if trained.method == "gaussians":
+            self.meshed(capture, trained.surface)
+            return
+        trained = trained.to(self.device)
+        frame_of = drawn_once(trained.surface)
+        self.meshed(capture, frame_of)
+        self.splatted(capture, trained, frame_of)
+
+    def meshed(self, capture: Capture, frame_of: FrameOf) -> None:
         """mesh_fine.ply and mesh.glb; a scene that gives none is said to, and the rest goes on."""
         run, request = self.run, self.job.request
         if run.finished("mesh") is not None and (run.folder / "mesh.glb").is_file():
@@ -240,7 +255,7 @@ class _Work:
         began = time.monotonic()
         seen = read_cameras(run)
         try:
-            fine = self.fine_mesh(trained, seen)
+            fine = self.fine_mesh(frame_of, seen)
         except InputError as error:
             run.decide(f"No mesh: {error}")
             return
@@ -258,27 +273,30 @@ class _Work:
             run.decide(f"The mesh has a fault: {fault.sentence}")
         run.event(f"{facts.faces:,} faces, texture {made.textured.facts.size} px{shows}")
 
-    def fine_mesh(self, trained: Trained, seen: RunCameras) -> Mesh:
+    def fine_mesh(self, frame_of: FrameOf, seen: RunCameras) -> Mesh:
         """The mesh before decimation, kept in the run. Raises InputError when no surface comes out."""
         path = fine_mesh_file(self.run.folder)
         if self.run.finished("surface") is not None and path.is_file():
             return load_mesh(path)
         began = time.monotonic()
         config = MeshConfig(faces=0)
-        fine = surface_to_mesh(trained.surface, seen.train, config, progress=self.progress, stop=self.stop)
+        fine = surface_to_mesh(frame_of, seen.train, config, progress=self.progress, stop=self.stop)
         save_mesh(path, fine)
         self.run.finish("surface", seconds=time.monotonic() - began)
         return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
 
-    def splatted(self, capture: Capture, trained: Trained) -> None:
+    def splatted(self, capture: Capture, trained: Trained, frame_of: FrameOf) -> None:
         """splats.ply: what viewers and splat formats show of a scene that is no splats, and what that costs."""
-        there = self.run.finished("splats") is not None and (self.run.folder / SPLATS_FILE).is_file()
-        if trained.method == "gaussians" or there:
+        if self.run.finished("splats") is not None and (self.run.folder / SPLATS_FILE).is_file():
             return
         self.run.stage = "splats"
         self.run.event()
+        left = self.seconds_left(for_later=TURNTABLE_SECONDS)
+        seconds = None if left is None else max(SHORTEST_FIT, left)
         try:
-            make_splats(self.run, capture, trained.to(self.device), self.progress)
+            make_splats(
+                self.run, capture, trained, frame_of, device=self.device, max_seconds=seconds, progress=self.progress
+            )
         except InputError as error:
             self.run.decide(f"No splats: {error}")
 
@@ -293,7 +311,9 @@ class _Work:
         seen = read_cameras(run)
         width = min(TURNTABLE_WIDTH, seen.cameras[0].width)
         draw = trained.to(self.device).picture
-        count = affordable_frames(lambda: draw(path_cameras(seen, "auto", 2, width)[0], seen.background))
+        left = self.seconds_left()
+        seconds = TURNTABLE_SECONDS if left is None else min(TURNTABLE_SECONDS, left)
+        count = affordable_frames(lambda: draw(path_cameras(seen, "auto", 2, width)[0], seen.background), seconds)
         path = path_cameras(seen, "auto", count, width)
         frames = pictures_along(draw, path, seen.background, lambda done, total: self.progress(done, total, ""))
         write_film(run.folder / "turntable.mp4", frames, fps=round(TURNTABLE_FPS * count / TURNTABLE_FRAMES))

@@ -9,29 +9,41 @@ from statistics import fmean
 
 import torch
 
-from apps.methods import Progress, Trained, words_of
+from apps.methods import FrameOf, Progress, Trained, words_of
 from apps.run_cameras import read_cameras
 from apps.run_scene import SPLATS_FILE, Drawing, splats_picture
 from data.captures import Capture
 from recon.evaluation import evaluate
 from scene.cameras import Camera
+from scene.field_conversion import ConversionConfig, gaussians_from_frames
 from scene.formats import load_splats, save_splats
 from scene.gaussians import Gaussians
-from scene.mesh_extraction import evenly
+from scene.mesh_extraction import MeshConfig, evenly
 from scene.metrics import psnr
 from scene.runs import Run
 
 COMPARED_VIEWS = 8
 
 
-def make_splats(run: Run, capture: Capture, trained: Trained, progress: Progress) -> None:
+def make_splats(
+    run: Run,
+    capture: Capture,
+    trained: Trained,
+    frame_of: FrameOf,
+    *,
+    device: torch.device | str = "cpu",
+    max_seconds: float | None = None,
+    progress: Progress,
+) -> None:
     """Write splats.ply and record how well it shows held-out photos, beside the scene itself.
 
+    frame_of: the surface of `trained`.  device, max_seconds: where the splats are fitted to it, and for how long.
     Raises InputError when the scene gives no splats.
     """
     began = time.monotonic()
-    cameras = read_cameras(run).train
-    splats = trained.module.to_gaussians(trained.scene, cameras, trained.config, progress=progress)
+    cameras = evenly(read_cameras(run).train, MeshConfig.max_views)  # those of the mesh: their frames may be there
+    config = ConversionConfig(max_pixels=MeshConfig.max_pixels, max_seconds=max_seconds)
+    splats = gaussians_from_frames(frame_of, cameras, config, device=device, progress=progress).gaussians
     save_splats(run.folder / SPLATS_FILE, splats.to(device="cpu"))
     splats = load_splats(run.folder / SPLATS_FILE)
     scene = words_of(trained.method).scene

@@ -19,7 +19,7 @@ stored for live voxels only, which changes no result; eps of Adam as in its pape
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,8 +32,6 @@ from recon.grid_training import Checkpoint, GridOptions, train_grid
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
 from scene.errors import InputError
-from scene.field_conversion import gaussians_from_frames
-from scene.gaussians import Gaussians
 from scene.ops import native
 from scene.runs import StepReport
 from scene.volume_rendering import frame_of, render_grid
@@ -178,16 +176,3 @@ def surface_frame(scene: VoxelGrid, camera: Camera, config: Config) -> DepthFram
 def counts(scene: VoxelGrid) -> tuple[int, int]:
     """How many voxels hold something, and how many numbers hold the scene."""
     return len(scene), scene.parameters
-
-
-def to_gaussians(
-    scene: VoxelGrid,
-    cameras: Sequence[Camera],
-    config: Config,
-    *,
-    progress: Callable[[int, int, str], None] = lambda done, total, message: None,
-) -> Gaussians:
-    """Splats that `cameras` see nearly as they see the grid."""
-    return gaussians_from_frames(
-        lambda camera: surface_frame(scene, camera, config), cameras, progress=progress
-    ).gaussians

@@ -30,7 +30,6 @@ from recon.gaussians_scene import (
     picture,
     save_scene,
     surface_frame,
-    to_gaussians,
 )
 from recon.gaussians_state import (
     Checkpoint,
@@ -69,7 +68,6 @@ __all__ = [
     "picture",
     "save_scene",
     "surface_frame",
-    "to_gaussians",
     "train",
 ]  # what every method has: see apps/methods.py
 

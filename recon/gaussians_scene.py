@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,14 +56,3 @@ def save_scene(path: Path, scene: Gaussians) -> None:
 def load_scene(path: Path) -> Gaussians:
     """Read scene.ply. Raises InputError when it holds no splats."""
     return load_splats(path)
-
-
-def to_gaussians(
-    scene: Gaussians,
-    cameras: Sequence[Camera],
-    config: Config,
-    *,
-    progress: Callable[[int, int, str], None] = lambda done, total, message: None,
-) -> Gaussians:
-    """The scene itself; methods that hold something else convert it here."""
-    return scene

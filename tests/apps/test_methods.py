@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from PIL import Image
 from apps import cli, options, pipeline, run_splats
 from apps.export import FIELDS
 from apps.film import path_cameras
-from apps.methods import WORDS, method_of
+from apps.methods import WORDS, drawn_once, method_of
 from apps.options import METHODS, parse_recon
 from apps.run_cameras import read_cameras
 from apps.run_scene import SPLATS_FILE, scene_splats, trained_scene
 from apps.signals import StopSignal
 from apps.view import RunSource
 from recon.evaluation import evaluate
+from scene.cameras import Camera
+from scene.depth_fusion import DepthFrame
 from scene.errors import InputError, Interrupted, ResourceError
 from scene.formats import kind_of, load_mesh, load_splats
 from scene.formats.octree_npz import load_octree
@@ -30,7 +33,7 @@ from scene.runs import METRIC_KEYS, Run, StepReport, read_events
 from tests.apps.browser import Page, chromium
 from tests.apps.kill_resume import Outcome, kill_until_done
 from tests.apps.test_report import read
-from tests.apps.tiny import write_tiny
+from tests.apps.tiny import tiny_camera, write_tiny
 
 FAST: dict[str, tuple[str, ...]] = {
     "dvgo": ("--steps", "700", "--rays", "512", "--voxels", "15000", "--coarse-voxels", "8000", "--width", "64"),
@@ -110,7 +113,8 @@ def test_without_held_out_photos_splats_are_held_against_the_scene_itself(
     made = copied(finished, tmp_path / "run")
     with Run.open(made) as run, open_capture(ball) as capture:
         capture = replace(capture, test=())
-        run_splats.make_splats(run, capture, trained_scene(run), lambda done, total, message: None)
+        trained = trained_scene(run)
+        run_splats.make_splats(run, capture, trained, trained.surface, progress=lambda done, total, message: None)
         record = run.finished("splats") or {}
     assert "psnr" not in record
     assert record["alike_db"] > 12
@@ -197,11 +201,74 @@ def test_no_splats_and_no_mesh_are_told_and_the_rest_goes_on(
     for name in ("mesh.glb", "mesh_fine.ply", SPLATS_FILE, "report.html"):
         (run / name).unlink()
     monkeypatch.setattr(pipeline, "surface_to_mesh", nothing)
-    monkeypatch.setattr(method_of(method_name(run)), "to_gaussians", nothing)
+    monkeypatch.setattr(run_splats, "gaussians_from_frames", nothing)
     assert cli.run(["recon", str(run), "--resume"]) == 0
     text = read(run / "report.html").text
     assert "No mesh: nothing solid was found" in text and "No splats: nothing solid was found" in text
     assert cli.run(["export", str(run), "--to", str(tmp_path / "a.ply")]) == 2
+
+
+def test_mesh_and_splats_are_made_of_the_same_frames_each_drawn_once(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    for name in ("mesh.glb", "mesh_fine.ply", SPLATS_FILE):
+        (run / name).unlink()
+    module: Any = method_of(method_name(run))
+    draw, drawn = module.surface_frame, []
+
+    def counting(scene: Any, camera: Camera, config: Any) -> DepthFrame:
+        drawn.append(tuple(camera.c2w.flatten().tolist()))
+        return draw(scene, camera, config)
+
+    monkeypatch.setattr(module, "surface_frame", counting)
+    assert cli.run(["recon", str(run), "--resume"]) == 0
+    with Run.open(run, writing=False) as opened:
+        assert len(drawn) == len(set(drawn)) == len(read_cameras(opened).train)
+    assert Outcome.of(run) == Outcome.of(finished)
+
+
+def test_a_frame_is_drawn_again_for_another_view_or_size_only() -> None:
+    drawn: list[Camera] = []
+
+    def frame_of(camera: Camera) -> DepthFrame:
+        drawn.append(camera)
+        return DepthFrame(camera, torch.zeros(camera.height, camera.width), torch.zeros(1, dtype=torch.uint8))
+
+    frame, here, there = drawn_once(frame_of), tiny_camera(0.3, 0.1), tiny_camera(0.3, 0.2)
+    assert frame(here) is frame(tiny_camera(0.3, 0.1))
+    assert frame(here.scaled(0.5)).depth.shape == (24, 24)
+    assert frame(there) is not frame(here)
+    assert len(drawn) == 3
+
+
+@pytest.mark.parametrize(("worked", "expected"), [(300, 150), (440, 10), (700, pipeline.SHORTEST_FIT)])
+def test_the_fit_of_the_splats_takes_what_the_time_has_left(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worked: float, expected: float
+) -> None:
+    limits: list[float | None] = []
+    monkeypatch.setattr(pipeline, "make_splats", lambda *words, max_seconds, **more: limits.append(max_seconds))
+    path = copied(finished, tmp_path / "run")
+    (path / SPLATS_FILE).unlink()
+    for minutes in (None, 8):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "max_minutes": minutes}))
+        job = options.job_of_run(path)
+        with Run.open(path) as run:
+            run._worked_before = float(worked)
+            work = pipeline._Work(run, job, torch.device("cpu"), StopSignal())
+            trained = trained_scene(run)
+            work.splatted(cast(Any, None), trained, trained.surface)
+    assert limits == [None, pytest.approx(expected, abs=5)]
+
+
+def test_the_turntable_has_as_many_frames_as_there_is_time_for() -> None:
+    def slow() -> None:
+        time.sleep(0.02)
+
+    assert pipeline.LEAST_FRAMES == pipeline.affordable_frames(slow, -5) == pipeline.affordable_frames(slow, 0.1)
+    assert pipeline.LEAST_FRAMES < pipeline.affordable_frames(slow, 1.6) <= 80
+    assert pipeline.affordable_frames(lambda: None, 30) == pipeline.TURNTABLE_FRAMES
 
 
 def test_eval_and_films_show_the_scene_itself(
