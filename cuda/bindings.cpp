@@ -27,6 +27,7 @@ NB_MODULE(MAQUETTE_MODULE, m) {
     maquette::bind_splat_update(m);
     maquette::bind_texture(m);
     maquette::bind_tsdf(m);
+    maquette::bind_triangle_tree(m);
     maquette::bind_trilinear(m);
     maquette::bind_grid_march(m);
 }

@@ -23,6 +23,7 @@ void bind_splat_project(nanobind::module_& m);
 void bind_splat_update(nanobind::module_& m);
 void bind_texture(nanobind::module_& m);
 void bind_tsdf(nanobind::module_& m);
+void bind_triangle_tree(nanobind::module_& m);
 void bind_trilinear(nanobind::module_& m);
 void bind_grid_march(nanobind::module_& m);
 

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cpu/bindings.h"
+#include "cpu/octree_beams.h"
 #include "cpu/octree_walk.h"
 
 namespace maquette {
@@ -16,21 +17,24 @@ template <typename T>
 struct OctreeRays {
     const T* origins = nullptr;  // [R, 3], or none: then the camera
     const T* directions = nullptr;
-    T focal[2], center[2], rotation[9], eye[3];
-    std::int64_t width = 0, height = 0, rays = 0;
+    OctreeCamera<T> camera;
+    std::int64_t rays = 0;
+    OctreeBeams<T>* beams = nullptr;  // of the camera, where drawn
 
     static constexpr int kRays = OctreePacket<T>::kRays;
     static constexpr int kTileWidth = kRays >= 8 ? 4 : kRays >= 4 ? 2 : 1, kTileHeight = kRays / kTileWidth;
 
-    std::int64_t tiles_across() const { return (width + kTileWidth - 1) / kTileWidth; }
+    std::int64_t tiles_across() const { return (camera.width + kTileWidth - 1) / kTileWidth; }
     std::int64_t packets() const {
         if (origins) return (rays + kRays - 1) / kRays;
-        return tiles_across() * ((height + kTileHeight - 1) / kTileHeight);
+        return tiles_across() * ((camera.height + kTileHeight - 1) / kTileHeight);
     }
 
     // The rays of a packet and their numbers; returns how many there are. Absent lanes repeat the first ray.
     int fill(std::int64_t number, OctreePacket<T>& packet, std::int32_t* ids) const {
         int used = 0;
+        packet.from = beams ? beams->from[number] : T(0);
+        packet.to = beams ? beams->to[number] : T(3e38f);
         if (origins) {
             for (std::int64_t ray = number * kRays; ray < rays && used < kRays; ++ray, ++used) {
                 ids[used] = std::int32_t(ray);
@@ -41,14 +45,15 @@ struct OctreeRays {
             }
         } else {
             const std::int64_t left = number % tiles_across() * kTileWidth, top = number / tiles_across() * kTileHeight;
-            for (std::int64_t y = top; y < top + kTileHeight && y < height; ++y)
-                for (std::int64_t x = left; x < left + kTileWidth && x < width; ++x, ++used) {
-                    ids[used] = std::int32_t(y * width + x);
-                    const T u = (T(x) + T(0.5) - center[0]) / focal[0], v = (T(y) + T(0.5) - center[1]) / focal[1];
+            for (std::int64_t y = top; y < top + kTileHeight && y < camera.height; ++y)
+                for (std::int64_t x = left; x < left + kTileWidth && x < camera.width; ++x, ++used) {
+                    ids[used] = std::int32_t(y * camera.width + x);
+                    const T u = (T(x) + T(0.5) - camera.center[0]) / camera.focal[0];
+                    const T v = (T(y) + T(0.5) - camera.center[1]) / camera.focal[1];
+                    const T* r = camera.rotation;
                     for (int axis = 0; axis < 3; ++axis) {
-                        packet.origin[axis][used] = eye[axis];
-                        packet.direction[axis][used] =
-                            rotation[3 * axis] * u + rotation[3 * axis + 1] * v + rotation[3 * axis + 2];
+                        packet.origin[axis][used] = camera.eye[axis];
+                        packet.direction[axis][used] = r[3 * axis] * u + r[3 * axis + 1] * v + r[3 * axis + 2];
                     }
                 }
         }
@@ -68,6 +73,13 @@ struct OctreeScene {
     OctreeLeaves<T> leaves;
     OctreeRays<T> rays;
     OctreeLimits<T> limits;
+
+    // Lets the packets of a camera begin where leaves begin; `beams` must outlive the rays.
+    void aim(OctreeBeams<T>& beams) {
+        if (rays.camera.width == 0) return;
+        beams.draw(index, frame, rays.camera, rays.kTileWidth, rays.kTileHeight);
+        rays.beams = &beams;
+    }
 };
 
 // exp2 and 1 / a of a register, and of one number.
@@ -177,12 +189,13 @@ OctreeScene<T> octree_scene(const Numbers<const std::int32_t>& top, const Table<
         rays.rays = std::int64_t(origins->shape(0));
     } else if (camera && camera->shape(0) == 16) {
         const double* c = camera->data();  // fx, fy, cx, cy, then c2w by rows
-        rays.focal[0] = T(c[0]), rays.focal[1] = T(c[1]), rays.center[0] = T(c[2]), rays.center[1] = T(c[3]);
+        OctreeCamera<T>& to = rays.camera;
+        to.focal[0] = T(c[0]), to.focal[1] = T(c[1]), to.center[0] = T(c[2]), to.center[1] = T(c[3]);
         for (int row = 0; row < 3; ++row) {
-            for (int column = 0; column < 3; ++column) rays.rotation[3 * row + column] = T(c[4 + 4 * row + column]);
-            rays.eye[row] = T(c[4 + 4 * row + 3]);
+            for (int column = 0; column < 3; ++column) to.rotation[3 * row + column] = T(c[4 + 4 * row + column]);
+            to.eye[row] = T(c[4 + 4 * row + 3]);
         }
-        rays.width = width, rays.height = height, rays.rays = width * height;
+        to.width = width, to.height = height, rays.rays = width * height;
     } else {
         throw nanobind::value_error("expected origins and directions, or a camera of 16 numbers");
     }

@@ -79,8 +79,8 @@ void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> no
                    Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
                    double least, bool whole, Table<T> rgb, Numbers<T> last, Maybe<Numbers<T>> depth,
                    Maybe<Numbers<T>> median) {
-    const OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera,
-                                                 width, height, stop, least);
+    OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera, width,
+                                           height, stop, least);
     const std::size_t rays = std::size_t(scene.rays.rays);
     if (rgb.shape(0) != rays || rgb.shape(1) != 3 || last.shape(0) != rays ||
         (depth && (!median || depth->shape(0) != rays || median->shape(0) != rays)))
@@ -88,6 +88,8 @@ void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> no
     const Pictures<T> out{rgb.data(), last.data(), depth ? depth->data() : nullptr, depth ? median->data() : nullptr,
                           whole};
     nb::gil_scoped_release unlocked;
+    OctreeBeams<T> beams;
+    scene.aim(beams);
     with_degree(scene.leaves.numbers, [&](auto degree) { render<T, degree()>(scene, out); });
 }
 

@@ -64,7 +64,8 @@ class Records {
     int range_bits = 0;
     std::int64_t ranges = 0;
 
-    void plan(const OctreeScene<T>& scene) {
+    void plan(OctreeScene<T>& scene) {
+        scene.aim(beams_);
         for (range_bits = 6; range_bits < 10 && scene.leaves.count >> range_bits > 128;) ++range_bits;
         ranges = (scene.leaves.count + (std::int64_t(1) << range_bits) - 1) >> range_bits;
         tasks.resize(std::size_t((scene.rays.packets() + kPacketsPerTask - 1) / kPacketsPerTask));
@@ -72,7 +73,7 @@ class Records {
 
     // First phase.
     template <int Degree>
-    void trace(const OctreeScene<T>& scene, Wanted wanted, const Upstream<T>& up) {
+    void trace(OctreeScene<T>& scene, Wanted wanted, const Upstream<T>& up) {
         constexpr int kBasis = sh_count(Degree);
         plan(scene);
         const std::int64_t packets = scene.rays.packets();
@@ -161,6 +162,8 @@ class Records {
     }
 
   private:
+    OctreeBeams<T> beams_;
+
     // Gradients by the ray's colour and by the light left at its end, and what it adds to the loss.
     static double differentiate(const Upstream<T>& up, std::int32_t ray, T last, const T* rgb, T* v, T& behind) {
         v[3] = T(0);
@@ -208,7 +211,7 @@ class Records {
 };
 
 template <typename T>
-void run(Records<T>& records, const OctreeScene<T>& scene, Wanted wanted, const Upstream<T>& up) {
+void run(Records<T>& records, OctreeScene<T>& scene, Wanted wanted, const Upstream<T>& up) {
     with_degree(scene.leaves.numbers, [&](auto degree) { records.template trace<degree()>(scene, wanted, up); });
 }
 
@@ -219,8 +222,8 @@ void octree_backward(Numbers<const std::int32_t> top, Table<const std::int32_t> 
                      Table<const T> sh, Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                      Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
                      double least, Table<const T> v_rgb, Numbers<const T> v_last, Numbers<T> v_sigmas, Table<T> v_sh) {
-    const OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera,
-                                                 width, height, stop, least);
+    OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera, width,
+                                           height, stop, least);
     const std::size_t rays = std::size_t(scene.rays.rays);
     if (v_rgb.shape(0) != rays || v_rgb.shape(1) != 3 || v_last.shape(0) != rays ||
         v_sigmas.shape(0) != sigmas.shape(0) || v_sh.shape(0) != sh.shape(0) || v_sh.shape(1) != sh.shape(1))
@@ -250,8 +253,8 @@ void octree_weights(Numbers<const std::int32_t> top, Table<const std::int32_t> n
                     Table<const T> sh, Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                     Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
                     double least, Numbers<T> sums, Numbers<T> maxima) {
-    const OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera,
-                                                 width, height, stop, least);
+    OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera, width,
+                                           height, stop, least);
     if (sums.shape(0) != sigmas.shape(0) || maxima.shape(0) != sigmas.shape(0))
         throw nb::value_error("sums and maxima must have a number per leaf");
     nb::gil_scoped_release unlocked;
@@ -285,7 +288,7 @@ class OctreeTrainer {
                 Numbers<const float> background, Array<float, nb::shape<2, -1>> sigma_moments,
                 Array<float, nb::shape<2, -1, -1>> sh_moments, Numbers<float> weights, std::int64_t number, double lr_sigma, double lr_sh,
                 double beta1, double beta2, double eps, float floor) {
-        const OctreeScene<float> scene =
+        OctreeScene<float> scene =
             octree_scene<float>(top, nodes, shape, frame, Numbers<const float>(sigmas), Table<const float>(sh),
                                 std::nullopt, std::nullopt, camera, width, height, stop, least);
         if (target.shape(0) != std::size_t(scene.rays.rays) || target.shape(1) != 3 || background.shape(0) != 3 ||

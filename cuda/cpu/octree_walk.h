@@ -68,6 +68,7 @@ template <>
 struct OctreePacket<double> {
     static constexpr int kRays = 1;
     double origin[3][1], direction[3][1];
+    double from = 0.0, to = 3e38;  // leaves lie between these t
     double last[1];
 
     void walk(const OctreeIndex& index, const OctreeFrame<double>& frame, const OctreeLeaves<double>& leaves,
@@ -76,19 +77,19 @@ struct OctreePacket<double> {
         OctreeRay<double> ray;
         const double o[3] = {origin[0][0], origin[1][0], origin[2][0]};
         const double d[3] = {direction[0][0], direction[1][0], direction[2][0]};
-        if (!used || !octree_enter(index, frame, o, d, ray)) return;
-        for (bool inside = true; inside;) {
-            const OctreeCell cell = octree_cell(index, ray.at);
-            const double from = ray.t;
+        if (!used || from > to || !octree_enter(index, frame, o, d, from, ray)) return;
+        for (bool inside = true; inside && ray.t <= to;) {
+            const OctreeCell cell = octree_cell(index, ray.at, ray.octant);
+            const double entry = ray.t;
             inside = octree_advance(index, cell, ray);
             if (cell.row < 0) continue;
             const double sigma = leaves.sigmas[cell.row];
-            if (!(sigma > limits.least) || !(ray.t > from)) continue;
-            const double length = (ray.t - from) * ray.length, pass = exp(-sigma * length);
+            if (!(sigma > limits.least) || !(ray.t > entry)) continue;
+            const double length = (ray.t - entry) * ray.length, pass = exp(-sigma * length);
             hits.reserve(1);
             const std::int64_t i = hits.count++;
-            hits.lane[i] = 0, hits.row[i] = cell.row, hits.length[i] = length, hits.t[i] = from;
-            hits.dt[i] = ray.t - from, hits.weight[i] = last[0] * (1.0 - pass), hits.after[i] = last[0] *= pass;
+            hits.lane[i] = 0, hits.row[i] = cell.row, hits.length[i] = length, hits.t[i] = entry;
+            hits.dt[i] = ray.t - entry, hits.weight[i] = last[0] * (1.0 - pass), hits.after[i] = last[0] *= pass;
             if (last[0] < limits.stop) return;
         }
     }
@@ -155,14 +156,19 @@ template <>
 struct OctreePacket<float> {
     static constexpr int kRays = Floats::count;
     float origin[3][kRays], direction[3][kRays];
+    float from = 0.0f, to = 3e38f;  // leaves lie between these t
     float last[kRays];
 
     // The same steps as octree_enter, octree_cell and octree_advance, for all lanes at once.
     void walk(const OctreeIndex& index, const OctreeFrame<float>& frame, const OctreeLeaves<float>& leaves,
               const OctreeLimits<float>& limits, int used, OctreeHits<float>& hits) {
         const Floats one(1.0f), zero(0.0f);
-        Floats o[3], d[3], inverse[3], squares = zero, t = zero, leave(3e38f);
-        Ints at[3];
+        if (from > to) {
+            one.store(last);
+            return;
+        }
+        Floats o[3], d[3], inverse[3], squares = zero, t(from), leave(to);
+        Ints at[3], octant = whole(0);  // of the lane's direction, times 3
         Choice forward[3];
         for (int axis = 0; axis < 3; ++axis) {
             const Floats world = Floats::load(direction[axis]);
@@ -172,6 +178,7 @@ struct OctreePacket<float> {
             forward[axis] = greater(zero, d[axis]);
             d[axis] = pick(forward[axis], minimum(d[axis], Floats(-1e-12f)), maximum(d[axis], Floats(1e-12f)));
             forward[axis] = greater(d[axis], zero);
+            octant = octant + pick(forward[axis], whole(12 >> axis), whole(0));
             inverse[axis] = one / d[axis];
             const Floats a = (Floats(float(index.low[axis])) - o[axis]) * inverse[axis];
             const Floats b = (Floats(float(index.high[axis])) - o[axis]) * inverse[axis];
@@ -194,34 +201,35 @@ struct OctreePacket<float> {
             Ints word = whole(0);
             word = gather(active, index.top, (at[0] >> shift0 << 2 * top) | (at[1] >> shift0 << top) | at[2] >> shift0,
                           word);
+            Ints shift = whole(shift0);
             Choice deeper = greater(whole(0), word);
-            for (int shift = shift0 - 2; bits(deeper); shift -= 2) {
-                const Ints place = (at[0] >> shift & 3) << 4 | (at[1] >> shift & 3) << 2 | (at[2] >> shift & 3);
+            for (int finer = shift0 - 2; bits(deeper); finer -= 2) {
+                const Ints place = (at[0] >> finer & 3) << 4 | (at[1] >> finer & 3) << 2 | (at[2] >> finer & 3);
                 word = gather(deeper, index.nodes, (~word << 6) + place, word);
+                shift = pick(deeper, whole(finer), shift);
                 deeper = greater(whole(0), word);
             }
-            const Ints row = word >> kOctreeLevelBits, level = word & ((1 << kOctreeLevelBits) - 1);
-            const Choice far = equal(row, whole(kOctreeFar));
-            // Its corners: aligned to the side, or rings around the cell of the grid.
-            const Ints side = pick(far, level << shift0, whole(1) << ((index.lattice_level - level) & 31));
-            const Ints back = pick(far, (level - 1) << shift0, whole(0));
-            const Ints align = pick(far, whole(-(1 << shift0)), -side);
+            // What a leaf covers, or how far the ray's octant is empty: `side` on the way forward, and `back` behind.
+            const Choice leaf = greater(whole(kOctreeEmpty), word) & active;
+            const Ints code = word >> octant & 7, row = word >> kOctreeLevelBits;
+            const Ints cell = whole(1) << shift, reach = ((code & 1) | 2) << (code >> 1) >> 1 << shift;
+            const Ints side = pick(leaf, whole(1) << ((index.lattice_level - word) & 31), cell);
+            const Ints ahead = pick(leaf, side, reach), back = ahead - side;
             Floats out[3], nearest(3e38f);
             Ints low[3], high[3];
             for (int axis = 0; axis < 3; ++axis) {
-                const Ints corner = at[axis] & align;
-                low[axis] = corner - back;
-                high[axis] = corner + side;
+                const Ints corner = at[axis] & -side;
+                low[axis] = corner - pick(forward[axis], whole(0), back);
+                high[axis] = corner + pick(forward[axis], ahead, side);
                 out[axis] = (floats(pick(forward[axis], high[axis], low[axis])) - o[axis]) * inverse[axis];
                 nearest = minimum(nearest, out[axis]);
             }
-            const Floats from = t;
+            const Floats entry = t;
             t = maximum(t, nearest);
-            const Choice leaf = greater(whole(kOctreeFar), row) & active;
             if (bits(leaf)) {
                 const auto* sigmas = reinterpret_cast<const std::int32_t*>(leaves.sigmas);
                 const Floats sigma((Floats::Raw)gather(leaf, sigmas, row, whole(0)));
-                const Floats dt = t - from;
+                const Floats dt = t - entry;
                 const Choice met = leaf & greater(sigma, Floats(limits.least)) & greater(dt, zero);
                 if (const std::uint32_t hit = bits(met)) {
                     // Their colours are wanted when the packet is through.
@@ -236,13 +244,14 @@ struct OctreePacket<float> {
                     append(met, light * (one - pass), hits.weight.data() + i);
                     append(met, after, hits.after.data() + i);
                     append(met, length, hits.length.data() + i);
-                    append(met, from, hits.t.data() + i);
+                    append(met, entry, hits.t.data() + i);
                     append(met, dt, hits.dt.data() + i);
                     hits.count += __builtin_popcount(hit);
                     light = pick(met, after, light);
                     active = without(active, met & greater(Floats(limits.stop), light));
                 }
             }
+            active = active & greater(leave, t);
             // The cell behind the face, or where the ray stands on the other axes.
             for (int axis = 0; axis < 3; ++axis) {
                 const Ints behind = pick(forward[axis], high[axis], low[axis] - 1);

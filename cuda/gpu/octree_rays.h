@@ -77,14 +77,14 @@ struct OctreeWalk {
     bool inside;
 
     __device__ OctreeWalk(const OctreeScene& scene, const float* origin, const float* direction) {
-        inside = octree_enter(scene.index, scene.frame, origin, direction, ray) &&
+        inside = octree_enter(scene.index, scene.frame, origin, direction, 0.0f, ray) &&
                  scene.index.low[0] < scene.index.high[0];
     }
 
     // The next leaf that takes light. Threads of a warp look for theirs together and then have one each.
     __device__ bool next(const OctreeScene& scene, OctreeMet& met) {
         while (inside) {
-            const OctreeCell cell = octree_cell(scene.index, ray.at);
+            const OctreeCell cell = octree_cell(scene.index, ray.at, ray.octant);
             met.t = ray.t;
             inside = octree_advance(scene.index, cell, ray);
             if (cell.row < 0) continue;

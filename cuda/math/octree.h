@@ -10,8 +10,9 @@
 
 namespace maquette {
 
-constexpr int kOctreeEmpty = (1 << 26) - 1;  // as in scene/ops/octree_index.py
-constexpr int kOctreeFar = (1 << 26) - 2;
+// Words of the table, as in scene/ops/octree_index.py: below 0 they name a node; with this bit set the cell is empty,
+// else they hold a leaf's row and level.
+constexpr int kOctreeEmpty = 1 << 30;
 constexpr int kOctreeLevelBits = 5;
 
 struct OctreeIndex {
@@ -37,7 +38,15 @@ MQ_HD T octree_read(const T* at) {
 #endif
 }
 
-MQ_HD OctreeCell octree_cell(const OctreeIndex& index, const int* at) {
+// How many empty cells an empty word promises in the octant of a ray: 1, 1, 2, 3, 4, 6, 8 or 12.
+MQ_HD int octree_reach(int word, int octant) {
+    const int code = word >> 3 * octant & 7;
+    return (2 | (code & 1)) << (code >> 1) >> 1;
+}
+
+// The leaf or the empty cube at `at`. octant: bit 2, 1, 0 set where the ray goes up along x, y, z; an empty cube lies
+// before a ray that goes that way.
+MQ_HD OctreeCell octree_cell(const OctreeIndex& index, const int* at, int octant) {
     const int top = index.top_level;
     int shift = index.lattice_level - top;
     int word = octree_read(index.top + ((at[0] >> shift << 2 * top) | (at[1] >> shift << top) | (at[2] >> shift)));
@@ -47,16 +56,18 @@ MQ_HD OctreeCell octree_cell(const OctreeIndex& index, const int* at) {
         word = octree_read(index.nodes + ((long long)~word << 6) + place);
     }
     OctreeCell cell;
-    const int row = word >> kOctreeLevelBits, level = word & ((1 << kOctreeLevelBits) - 1);
-    cell.row = row >= kOctreeFar ? -1 : row;
-    if (row == kOctreeFar) {  // level counts the rings around this cell of the grid, itself included
+    const bool empty = word >= kOctreeEmpty;
+    cell.row = empty ? -1 : word >> kOctreeLevelBits;
+    if (empty) {
+        const int reach = octree_reach(word, octant);
         for (int axis = 0; axis < 3; ++axis) {
             const int here = at[axis] >> shift;
-            cell.low[axis] = (here - level + 1) * (1 << shift);
-            cell.high[axis] = (here + level) << shift;
+            const bool up = octant >> (2 - axis) & 1;
+            cell.low[axis] = (up ? here : here - reach + 1) * (1 << shift);
+            cell.high[axis] = (up ? here + reach : here + 1) << shift;
         }
     } else {
-        const int side = 1 << (index.lattice_level - level);
+        const int side = 1 << (index.lattice_level - (word & ((1 << kOctreeLevelBits) - 1)));
         for (int axis = 0; axis < 3; ++axis) {
             cell.low[axis] = at[axis] & -side;
             cell.high[axis] = cell.low[axis] + side;
@@ -77,18 +88,21 @@ struct OctreeRay {
     S t;       // where the ray enters the cell `at`
     S length;  // of the direction in the world
     int at[3];
+    int octant;
 };
 
-// Where the ray enters the box of all leaves, t >= 0. False when it misses.
+// Where the ray enters the box of all leaves, t >= from. False when it misses.
 template <typename S>
 MQ_HD bool octree_enter(const OctreeIndex& index, const OctreeFrame<S>& frame, const S* origin, const S* direction,
-                        OctreeRay<S>& ray) {
-    S enter(0), leave(S(3e38f));
+                        S from, OctreeRay<S>& ray) {
+    S enter(from), leave(S(3e38f));
+    ray.octant = 0;
     for (int axis = 0; axis < 3; ++axis) {
         ray.origin[axis] = frame.offset[axis] + frame.scale[axis] * origin[axis];
         const S d = frame.scale[axis] * direction[axis];
         ray.d[axis] = d < S(0) ? minimum(d, S(-1e-12f)) : maximum(d, S(1e-12f));  // no division by zero; t stays finite
         ray.inverse[axis] = S(1) / ray.d[axis];
+        ray.octant = ray.octant << 1 | int(ray.d[axis] > S(0));
         const S a = (S(index.low[axis]) - ray.origin[axis]) * ray.inverse[axis];
         const S b = (S(index.high[axis]) - ray.origin[axis]) * ray.inverse[axis];
         enter = maximum(enter, minimum(a, b));

@@ -3,8 +3,9 @@
 A leaf is a cube with side 2^-level of the unit cube. Its code is the Morton number of its corner on the finest lattice
 of 2^16 cells a side; leaves ascend by code, so that all that lies inside a cube is one range of rows. What no leaf
 covers is empty. The table is rebuilt when the leaves change: a grid of at most 64^3 words, then nodes of 4x4x4 words
-(two levels at a time). A word names a leaf and its level, an empty cube and its level, or a node; an empty word of the
-grid holds how far the nearest content is, so that a ray crosses free space in few steps.
+(two levels at a time). A word names a leaf and its level, or a node; the word of an empty cell tells for each of the
+eight octants how large a cube with its corner in this cell is empty, so that a ray crosses free space in few steps and
+leaves a surface as fast as it pleases.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor
 
 FINEST = 16  # levels of the lattice that codes count on
 TOP_LEVEL = 6
-EMPTY = (1 << 26) - 1  # as in cuda/math/octree.h: rows of words that name no leaf
-FAR = (1 << 26) - 2
+EMPTY = 1 << 30  # as in cuda/math/octree.h: words from here on name no leaf
 MAX_LEAVES = 1 << 25
-REACH = 31  # cells that an empty word can tell
+REACHES = (1, 1, 2, 3, 4, 6, 8, 12)  # cells, by the three bits that an empty word has for each octant
+NODE_REACH = 4  # cells of a node, seen with its neighbours
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,8 @@ def build_index(codes: Tensor, levels: Tensor, offset: Tensor, invradius: Tensor
     first = [sum(len(part) for part in keys[:i]) for i in range(wide + 1)]
     count = first[-1]
 
-    top = torch.full((1 << 3 * top_level,), EMPTY << 5 | top_level, dtype=torch.int32, device=codes.device)
-    nodes = torch.empty(count, 64, dtype=torch.int32, device=codes.device)
-    for i in range(wide):
-        nodes[first[i] : first[i + 1]] = EMPTY << 5 | (top_level + 2 * i + 2)
+    top = torch.full((1 << 3 * top_level,), EMPTY, dtype=torch.int32, device=codes.device)
+    nodes = torch.full((count, 64), EMPTY, dtype=torch.int32, device=codes.device)
     rows = torch.arange(len(codes), device=codes.device)
     words = (rows << 5 | levels).int()
     _paint(top, words, codes, levels, (levels <= top_level).nonzero().squeeze(1), top_level, None)
@@ -101,9 +100,10 @@ def build_index(codes: Tensor, levels: Tensor, offset: Tensor, invradius: Tensor
         holder = top if i == 0 else nodes.view(-1)
         places = keys[i] if i == 0 else _places(keys[i], keys[i - 1], first[i - 1])
         holder[places] = ~torch.arange(first[i], first[i + 1], dtype=torch.int32, device=codes.device)
-    eights = nodes.view(count, 8, 8)
-    hollow = (eights >> 5 == EMPTY).all(dim=2, keepdim=True)
-    nodes = torch.where(hollow, eights - 1, eights).view(count, 64)[:, _order(2).to(codes.device)]
+    nodes = nodes[:, _order(2).to(codes.device)].view(count, 4, 4, 4)
+    for i in range(wide):
+        part = nodes[first[i] : first[i + 1]]
+        part += _node_reaches(part < EMPTY, keys[i], codes, levels, top_level + 2 * i)
     top = top[_order(top_level).to(codes.device)].view(3 * (1 << top_level,))
     low, high = _bounds(codes, levels, lattice)
     return OctreeIndex(
@@ -111,8 +111,8 @@ def build_index(codes: Tensor, levels: Tensor, offset: Tensor, invradius: Tensor
         levels,
         offset.detach().cpu().double(),
         invradius.detach().cpu().double(),
-        _with_distances(top),
-        nodes.view(-1, 4, 4, 4).contiguous(),
+        top + _grid_reaches(top < EMPTY),
+        nodes,
         torch.tensor([top_level, lattice, *low, *high], dtype=torch.int32),
     )
 
@@ -191,22 +191,76 @@ def _bounds(codes: Tensor, levels: Tensor, lattice: int) -> tuple[list[int], lis
     return low.tolist(), (high + 1).tolist()
 
 
-def _with_distances(top: Tensor) -> Tensor:
-    """Empty words of the grid become FAR and the number of rings of cells around them up to the first content."""
-    near = (top >> 5) != EMPTY
-    distance = torch.ones_like(top)
-    for ring in range(1, min(REACH, len(top))):
-        grown = near
-        for dim in range(3):
-            wider, last = grown.clone(), len(top) - 1
-            wider.narrow(dim, 0, last).logical_or_(grown.narrow(dim, 1, last))
-            wider.narrow(dim, 1, last).logical_or_(grown.narrow(dim, 0, last))
-            grown = wider
-        if bool(grown.all()):
-            break
-        near = grown
-        distance[~near] = ring + 1
-    return torch.where((top >> 5) == EMPTY, FAR << 5 | distance, top).contiguous()
+def _grid_reaches(held: Tensor) -> Tensor:
+    """What empty words of the grid tell: [T, T, T] int32, three bits for each octant. held: [T, T, T] bool."""
+    told = torch.zeros_like(held, dtype=torch.int32)
+    for octant in range(8):
+        flips = [axis for axis in range(3) if not octant >> (2 - axis) & 1]
+        near = held.flip(flips)
+        reach = torch.ones_like(near, dtype=torch.uint8)
+        for _ in range(2, REACHES[-1] + 1):
+            for axis in range(3):
+                wider = near.clone()
+                wider.narrow(axis, 0, len(near) - 1).logical_or_(near.narrow(axis, 1, len(near) - 1))
+                near = wider
+            reach += ~near
+        told |= _code_of(reach).flip(flips) << 3 * octant
+    return torch.where(held, 0, told)
+
+
+def _node_reaches(held: Tensor, keys: Tensor, codes: Tensor, levels: Tensor, level: int) -> Tensor:
+    """As `_grid_reaches` for the cells of nodes [N, 4, 4, 4] that fill cubes `keys` [N] of `level`, up to NODE_REACH.
+
+    Cells along z become bits, four of a node and four of its neighbour in one byte.
+    """
+    held = torch.cat(
+        [held, held.new_zeros(1, 4, 4, 4), held.new_ones(1, 4, 4, 4)]
+    )  # no node: all empty, or all one leaf
+    bits = torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device=held.device)
+    told = torch.zeros(len(keys), 4, 4, 4, dtype=torch.int32, device=held.device)
+    for octant in range(8):
+        up = [bool(octant >> (2 - axis) & 1) for axis in range(3)]
+        flips = [1 + axis for axis in range(3) if not up[axis]]
+        nibbles = (held.flip(flips) * bits).sum(-1, dtype=torch.uint8)  # [N + 2, 4, 4], as seen along the octant
+        block = nibbles.new_zeros(len(keys), 8, 8)
+        for near in range(8):
+            step = [near >> (2 - axis) & 1 for axis in range(3)]
+            sides = [step[axis] if up[axis] else -step[axis] for axis in range(3)]
+            part = nibbles[_neighbours(keys, sides, codes, levels, level)]
+            x, y = (slice(4 * step[axis], 4 * step[axis] + 4) for axis in range(2))
+            block[:, x, y] |= part << 4 * step[2]
+        reach = torch.ones_like(told, dtype=torch.uint8)
+        for _ in range(2, NODE_REACH + 1):
+            block = block | block >> 1
+            block = block[:, :-1] | block[:, 1:]
+            block = block[:, :, :-1] | block[:, :, 1:]
+            reach += (block[:, :4, :4, None] & bits) == 0
+        told |= _code_of(reach).flip(flips) << 3 * octant
+    return torch.where(held[: len(keys)], 0, told)
+
+
+def _neighbours(keys: Tensor, sides: list[int], codes: Tensor, levels: Tensor, level: int) -> Tensor:
+    """Number of the node beside each of `keys` [N]; N where all is empty, N + 1 where one leaf covers it."""
+    count = len(keys)
+    if not any(sides):
+        return torch.arange(count, device=keys.device)
+    cells = decode(keys << 3 * (FINEST - level)) >> FINEST - level
+    cells = cells + torch.tensor(sides, device=keys.device)
+    inside = ((cells >= 0) & (cells < 1 << level)).all(1)
+    beside = encode((cells << FINEST - level).clamp(0, (1 << FINEST) - 1)) >> 3 * (FINEST - level)
+    place = torch.searchsorted(keys, beside).clamp_max(count - 1)
+    rows = torch.searchsorted(codes, beside << 3 * (FINEST - level), right=True) - 1
+    above = rows.clamp_min(0)
+    covered = (rows >= 0) & (beside << 3 * (FINEST - level) < codes[above] + span(levels[above]))
+    found = torch.where(keys[place] == beside, place, torch.where(covered, count + 1, count))
+    return torch.where(inside, found, count)
+
+
+def _code_of(reach: Tensor) -> Tensor:
+    """The largest of REACHES that is no more than each of `reach` (uint8, 1 or more), as its number; int32."""
+    codes = [max(i for i, each in enumerate(REACHES) if each <= cells) for cells in range(1, REACHES[-1] + 1)]
+    codes = [0 if code == 1 else code for code in codes]
+    return torch.tensor([0, *codes], dtype=torch.int32, device=reach.device)[reach.int()]
 
 
 @lru_cache(maxsize=8)

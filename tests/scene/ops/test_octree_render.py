@@ -12,7 +12,7 @@ from torch import Tensor
 from scene import sh
 from scene.octree import Octree, from_cells
 from scene.ops import native
-from scene.ops.octree_index import FINEST, build_index, decode, encode, locate, span
+from scene.ops.octree_index import EMPTY, FINEST, REACHES, build_index, decode, encode, locate, span
 from scene.ops.octree_render import Rays, Seen, leaf_weights, render_octree, render_octree_reference
 from tests.scene.octrees import camera, random_leaves, random_octree, random_rays
 
@@ -65,10 +65,44 @@ def test_the_table_and_the_list_of_leaves_name_the_same_leaf(levels: int) -> Non
         shift[deeper] -= 2
         x, y, z = (at[deeper] >> shift[deeper] & 3).T
         words[deeper] = index.nodes[~words[deeper], x, y, z].long()
-    found = torch.where(words >> 5 >= (1 << 26) - 2, -1, words >> 5)
+    found = torch.where(words >= EMPTY, -1, words >> 5)
     assert torch.equal(found, rows)
     inside = ((at >= torch.tensor(box[:3])) & (at < torch.tensor(box[3:]))).all(1)
     assert bool((rows[~inside] == -1).all())
+
+
+@pytest.mark.parametrize("levels", [2, 6, 7, 8, 9])
+def test_what_an_empty_word_promises_is_empty(levels: int) -> None:
+    """For every octant: no point of the cube lies in a leaf."""
+    codes, depths = random_leaves(levels)
+    index = build_index(codes, depths, HALF, HALF)
+    top_level, lattice, *_ = index.shape.tolist()
+    cells = 1 << lattice
+    points = torch.rand(3000, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    near = points.clone()  # half of them beside leaves, where the promises are short
+    some = torch.randint(0, len(codes), (1500,), generator=torch.Generator().manual_seed(3))
+    near[:1500] = decode(codes[some]) / (1 << FINEST) + 0.03 * (points[:1500] - 0.5)
+    at = (near.clamp(0, 1 - 1e-9) * cells).long()
+    shift = torch.full((len(at), 1), lattice - top_level)
+    words = index.top[tuple((at >> shift).T)].long()
+    while bool((words < 0).any()):
+        deeper = words < 0
+        shift[deeper] -= 2
+        x, y, z = (at[deeper] >> shift[deeper] & 3).T
+        words[deeper] = index.nodes[~words[deeper], x, y, z].long()
+    empty = words >= EMPTY
+    at, words, shift = at[empty], words[empty], shift[empty]
+    assert len(at) > 100
+    offsets = torch.rand(64, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for octant in range(8):
+        reach = torch.tensor(REACHES)[words >> 3 * octant & 7][:, None]
+        up = torch.tensor([octant >> 2 & 1, octant >> 1 & 1, octant & 1]).bool()
+        here = at >> shift
+        low = torch.where(up, here, here - reach + 1) << shift
+        side = (reach << shift).double()
+        inside = (low[:, None] + offsets * side[:, None]) / cells
+        rows, _ = locate(index, inside.view(-1, 3))
+        assert bool((rows == -1).all())
 
 
 def test_leaves_that_overlap_are_refused() -> None:
