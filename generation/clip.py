@@ -103,11 +103,9 @@ class Retrieval:
     kind_hits: Tensor  # [N] bool
 
 
-@torch.no_grad()
 def r_precision(
-    network: Clip,
-    pictures: Tensor,
-    words: Tensor,
+    images: Tensor,
+    texts: Tensor,
     meanings: Sequence[object],
     kinds: Sequence[object],
     *,
@@ -116,21 +114,20 @@ def r_precision(
 ) -> Retrieval:
     """R-precision at 1: how often a picture's own caption fits it best of `among` captions.
 
-    pictures: [N, 3, h, w] in -1..1.  words: [N, TOKENS], meanings and kinds: of their captions; the other captions are
-    drawn from those of other pictures with another meaning, without replacement (fewer where there are fewer).
+    images, texts: [N, joint] of pictures (or means over the views of a set) and of their captions.  meanings, kinds: of
+    the captions. The others are drawn from those of other meanings, each meaning once, fewer where there are fewer.
     """
-    images, texts = network.image(pictures), network.text(words)
     scores = images @ texts.T
     generator = torch.Generator().manual_seed(seed)
     hits, kind_hits = [], []
     for i, meaning in enumerate(meanings):
-        order = torch.randperm(len(meanings), generator=generator).tolist()
         others, seen = [], {meaning}
-        for j in order:
+        for j in torch.randperm(len(meanings), generator=generator).tolist():
             if meanings[j] not in seen and len(others) < among - 1:
                 seen.add(meanings[j])
                 others.append(j)
-        best = max([i, *others], key=scores[i].tolist().__getitem__)
+        row = scores[i].tolist()
+        best = max([*others, i], key=row.__getitem__)  # a tie is no hit
         hits.append(best == i)
         kind_hits.append(kinds[best] == kinds[i])
     exact, kind = torch.tensor(hits), torch.tensor(kind_hits)
