@@ -151,7 +151,7 @@ def car(b: Builder) -> None:
     for y in (-1, 1):
         b.ball("lights", (length + 0.02, y * 0.68 * w, 0.66 * high + 0.33 * low), (0.03, 0.045, 0.04), LIGHT)
         b.box("rear lights", (-length, y * 0.72 * w, 0.7 * high + 0.3 * low), (0.01, 0.04, 0.025), REAR_LIGHT)
-    wheels(b, [(0.31, w - 0.03), (-0.32, w - 0.03)], 0.125, 0.045)
+    wheels(b, [(0.31, w - 0.03), (-0.32, w - 0.03)], min(0.125, 0.45 * high), 0.045)
 
 
 def truck(b: Builder) -> None:

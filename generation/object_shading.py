@@ -49,7 +49,9 @@ def shade(
     gloss = (normal * half).sum(-1).clamp(min=0)
     shiny = diffuse + 0.55 * gloss.pow(40)[:, None] * (1 - diffuse)
     sky = (2 * (normal * toward).sum(-1, keepdim=True) * normal - toward)[:, 2:]  # how far up the mirrored ray goes
-    mirrored = albedo * (0.62 + 0.38 * torch.sin(4 * sky)) + 0.5 * gloss.pow(24)[:, None]
+    mirrored = (
+        albedo * (0.55 + 0.60 * torch.sigmoid(6 * sky)) + 0.45 * gloss.pow(24)[:, None]
+    )  # dark ground, bright sky
     lit = torch.where((material == Material.SHINY)[:, None], shiny, diffuse)
     return albedo, torch.where((material == Material.METALLIC)[:, None], mirrored, lit).clamp(0, 1)
 

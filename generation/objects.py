@@ -6,6 +6,8 @@ an object is and can be asked (inside, distance, bounds) stands in `shapes.py`; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from generation import caption_words as words
@@ -20,7 +22,7 @@ from generation.shapes import Kind, Material, ObjectModel, union
 __all__ = ["RADIUS", "Kind", "Material", "ObjectModel", "make_object", "resolve_colors"]
 
 RADIUS = 0.75
-JITTER = 0.06  # of every colour channel
+JITTER = 0.06  # of a colour's brightness; a third of it of each channel
 GAP = 0.07  # between things in a row, beside a person of height 1
 
 # Radius in shares of RADIUS, and size beside other things.
@@ -45,7 +47,7 @@ def make_object(caption: Caption, generator: torch.Generator) -> ObjectModel:
     draw = Draw(generator)
     if caption.relation in words.INTERACTIONS and caption.other is not None:
         thing = _thing(caption.other, draw)
-        model = interaction(caption.relation, lambda pose: _thing(caption.phrase, draw, pose), thing, draw)
+        model = interaction(caption.relation, lambda angles: _thing(caption.phrase, draw, angles), thing)
     elif caption.other is not None:
         first, second = (_row(phrase, draw) for phrase in caption.phrases())
         model = _beside(first, second) if caption.relation == "next to" else _stacked(first, second)
@@ -73,8 +75,8 @@ def resolve_colors(phrase: Phrase, draw: Draw) -> dict[str, str]:
     return colors | dict(phrase.parts)
 
 
-def _thing(phrase: Phrase, draw: Draw, pose: str | None = None) -> ObjectModel:
-    """One thing of natural size beside others, standing on z = 0 around the z axis; of a person, its pose's name."""
+def _thing(phrase: Phrase, draw: Draw, angles: Mapping[str, float] | None = None) -> ObjectModel:
+    """One thing of natural size beside others, standing on z = 0 around the z axis; of a person, its pose."""
     colors = {part: _jittered(words.COLORS[name], draw) for part, name in resolve_colors(phrase, draw).items()}
     if phrase.color is None and not phrase.parts and phrase.material in ("wooden", "metallic"):
         plain = words.COLORS["brown"] if phrase.material == "wooden" else STEEL
@@ -83,7 +85,7 @@ def _thing(phrase: Phrase, draw: Draw, pose: str | None = None) -> ObjectModel:
     tall, wide = (value * draw.between(0.95, 1.05) for value in _PROPORTIONS[phrase.proportion])
     builder = Builder(phrase.noun, draw, colors, material, tall, wide)
     if phrase.noun == "person":
-        model = person(builder, pose)
+        model = person(builder, angles)
         scale = EXTENTS["person"]
     else:
         BUILDERS[phrase.noun](builder)
@@ -95,7 +97,8 @@ def _thing(phrase: Phrase, draw: Draw, pose: str | None = None) -> ObjectModel:
 
 
 def _jittered(rgb: Vector, draw: Draw) -> Vector:
-    red, green, blue = (min(1.0, channel * draw.between(1 - JITTER, 1 + JITTER)) for channel in rgb)
+    bright = draw.between(1 - JITTER, 1 + JITTER)
+    red, green, blue = (min(1.0, c * bright * draw.between(1 - JITTER / 3, 1 + JITTER / 3)) for c in rgb)
     return red, green, blue
 
 

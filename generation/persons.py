@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -36,18 +38,17 @@ def draw_figure(builder: Builder) -> Figure:
     )
 
 
-def draw_pose(builder: Builder, name: str | None) -> Tensor:
-    """[20] a named pose, or an idle one, slightly varied within the limits of the joints."""
-    chosen = POSES[name if name is not None else builder.draw.choice(_IDLE)]
-    pose = rest_pose(**chosen)
+def draw_pose(builder: Builder, angles: Mapping[str, float] | None) -> Tensor:
+    """[20] a pose by its angles' names, or an idle one, slightly varied within the limits of the joints."""
+    pose = rest_pose(**(POSES[builder.draw.choice(_IDLE)] if angles is None else angles))
     moved = pose + torch.tensor([builder.draw.between(-0.06, 0.06) for _ in range(len(pose))])
     low, high = torch.tensor(LIMITS).unbind(1)
     return torch.minimum(torch.maximum(moved, low), high)
 
 
-def person(builder: Builder, name: str | None = None) -> ObjectModel:
-    """A person in the pose of that name (`human.POSES`), None for an idle one; front +x."""
-    return dressed(builder, draw_pose(builder, name), draw_figure(builder))
+def person(builder: Builder, angles: Mapping[str, float] | None = None) -> ObjectModel:
+    """A person in the pose of these angles (`human.rest_pose`), None for an idle one; front +x."""
+    return dressed(builder, draw_pose(builder, angles), draw_figure(builder))
 
 
 def dressed(builder: Builder, pose: Tensor, figure: Figure) -> ObjectModel:

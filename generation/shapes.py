@@ -165,14 +165,15 @@ class ObjectModel:
         """Height of the highest surface point above (x, y), exact; 0 where there is nothing."""
         from generation.ray_hits import first_hit
 
-        above = self.size.new_tensor([x, y, 1e3])
+        top = 0.1 + float((self.world_from_primitive[:, 2, 3] + self.half_extents()[:, 2]).max())
+        above = self.size.new_tensor([x, y, top])
         down = self.size.new_tensor([0.0, 0.0, -1.0])
         best = torch.inf
         for kind, rows in self.by_kind():
             world = self.world_from_primitive[rows]
             o = ((above - world[:, :3, 3])[:, None] @ world[:, :3, :3])[:, 0]
             best = min(best, float(first_hit(kind, o, down @ world[:, :3, :3], self.size[rows]).amin()))
-        return 1e3 - best if math.isfinite(best) else 0.0
+        return top - best if math.isfinite(best) else 0.0
 
     def box_corners(self) -> Tensor:
         """[N, 8, 3] corners in the world of the box around each primitive along its own axes."""
