@@ -86,6 +86,16 @@ def camera_numbers(camera: Camera) -> Tensor:
     return torch.cat([rows.flatten(), lens])
 
 
+def camera_of_numbers(numbers: Tensor, size: int) -> Camera:
+    """The camera of `camera_numbers`, as square picture of `size` pixels."""
+    rows, (tangent, reach) = numbers[:12].view(3, 4).cpu(), numbers[12:14].tolist()
+    c2w = torch.eye(4)
+    c2w[:3] = rows
+    c2w[:3, 3] *= (reach + 1.0) / tangent
+    focal = 0.5 * size / tangent
+    return Camera(torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]]), c2w, size, size)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, head: int) -> Tensor:
     """softmax(q k^T / sqrt(head)) v by heads of `head` channels. q: [B, T, C]; k, v: [B, L, C]. Returns [B, T, C].
 
