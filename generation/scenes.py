@@ -1,0 +1,261 @@
+"""What is distilled: scenes that are drawn differentiably and changed by gradients of their pictures.
+
+A target owns leaf tensors and draws all views of a step at once over a background that they share. Two are here:
+a voxel grid (DVGO, `scene/voxel_grid.py`), which starts as a soft ball, and Gaussians (`scene/gaussians.py`), which
+start as points in a ball (DreamGaussian, 2309.16653). Both become meshes by the depth that they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from generation.views import ViewRange, orthogonal_cameras, sample_orthogonal
+from scene.cameras import Camera
+from scene.gaussians import Gaussians
+from scene.mesh import Mesh
+from scene.mesh_extraction import MeshConfig, gaussians_to_mesh, surface_to_mesh
+from scene.ops.grid_march import RaySpans, march
+from scene.rasterize import render
+from scene.ray_space import GridFrame, Space
+from scene.volume_rendering import frame_of, render_grid
+from scene.voxel_grid import VoxelGrid, new_grid
+
+MESH_VOXELS, MESH_FACES = 128, 50_000
+
+
+class Seen(NamedTuple):
+    """rgb: [V, 3, H, W] in 0..1 over the background.  opacity: [V, 1, H, W] in 0..1. Both differentiable."""
+
+    rgb: Tensor
+    opacity: Tensor
+
+
+class Target(Protocol):
+    """A scene that is distilled."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Leaf tensors by name; new ones after `refined`."""
+        ...
+
+    def rates(self, share: float) -> dict[str, float]:
+        """Adam's step length of each, at a share of the run."""
+        ...
+
+    def render(self, cameras: Sequence[Camera], background: Tensor, generator: torch.Generator | None = None) -> Seen:
+        """V views of one size over background [3]; a generator shifts samples where that avoids stripes."""
+        ...
+
+    def refined(self, voxels: int) -> bool:
+        """Goes on at another resolution; True where that made new parameters."""
+        ...
+
+    def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
+        """The coloured surface that the cameras see, in the scene's frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """half: half the edge of the cube, which holds objects of radius 0.75.  voxels: along an edge.
+
+    outside: raw density far from the ball of `ball` world units, in which it rises by `rise` towards the centre.
+    step: between samples, in voxels.  interval: a step's optical depth per softplus of raw density.  rate: Adam's, of
+    densities and colours.
+    """
+
+    half: float = 0.75
+    voxels: int = 32
+    step: float = 0.5
+    interval: float = 0.5
+    threshold: float = 1e-5
+    outside: float = -3.0
+    rise: float = 4.0
+    ball: float = 0.5
+    deepest: float = -2.0  # what the rise is cut to outside the ball
+    rate: float = 0.1
+
+
+class GridTarget:
+    """A voxel grid with one colour a voxel."""
+
+    def __init__(self, config: GridConfig | None = None, device: torch.device | str = "cpu") -> None:
+        """A soft grey ball."""
+        self.config = c = config or GridConfig()
+        axis = torch.linspace(-c.half, c.half, c.voxels, device=device)
+        away = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+        density = c.outside + (c.rise * (1 - away / c.ball)).clamp(min=c.deepest)
+        self.grid = self._grid(density, torch.zeros(c.voxels**3, 3, device=device))
+        self._own()
+
+    def _grid(self, density: Tensor, features: Tensor) -> VoxelGrid:
+        """A grid in which something may grow everywhere. density: [X, X, X].  features: [X^3, 3]."""
+        c, size, device = self.config, density.shape[0], density.device
+        box = torch.tensor([[-c.half] * 3, [c.half] * 3], device=device)
+        frame = GridFrame(Space("bounded", torch.eye(4, device=device)), box, (size, size, size))
+        grid = new_grid(
+            frame,
+            torch.ones(frame.size, dtype=torch.bool, device=device),
+            channels=3,
+            head="rgb",
+            mlp=None,
+            shifts=torch.zeros(size, device=device),
+            interval=c.interval,
+            threshold=c.threshold,
+        )
+        return replace(grid, density=density.contiguous(), features=features.contiguous(), step=c.step)
+
+    def _own(self) -> None:
+        self.grid.density.requires_grad_()
+        self.grid.features.requires_grad_()
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {"density": self.grid.density, "features": self.grid.features}
+
+    def rates(self, share: float) -> dict[str, float]:
+        return {"density": self.config.rate, "features": self.config.rate}
+
+    def render(self, cameras: Sequence[Camera], background: Tensor, generator: torch.Generator | None = None) -> Seen:
+        grid = self.grid
+        rays = [camera.to(device=grid.density.device, dtype=torch.float32).rays() for camera in cameras]
+        origins, directions = (torch.cat([ray[i].reshape(-1, 3) for ray in rays]) for i in (0, 1))
+        unit = functional.normalize(directions, dim=-1)
+        spans = _shifted(grid.frame.spans(origins, unit, grid.step, grid.near), generator)
+        samples = march(grid.packed_density(), spans, grid.limits())
+        rgb = grid.colors(samples, unit)
+        behind = samples.last[:, None] * background.to(unit)
+        pixels = behind.index_add(0, samples.rays.long(), samples.weights[:, None] * rgb)
+        shape = (len(cameras), cameras[0].height, cameras[0].width)
+        return Seen(pixels.view(*shape, 3).permute(0, 3, 1, 2), (1 - samples.last).view(*shape)[:, None])
+
+    def refined(self, voxels: int) -> bool:
+        """The same field on a finer or coarser grid; optical depths of steps stay."""
+        old = self._still()
+        side = old.frame.size[0]
+        if side == voxels:
+            return False
+        channels = torch.cat([old.density[None], old.features.T.reshape(3, side, side, side)])
+        size = (voxels, voxels, voxels)
+        fine = functional.interpolate(channels[None], size, mode="trilinear", align_corners=True)[0]
+        self.grid = self._grid(fine[0], fine[1:].flatten(1).T)
+        self._own()
+        return True
+
+    def _still(self) -> VoxelGrid:
+        grid = self.grid
+        return replace(grid, density=grid.density.detach(), features=grid.features.detach())
+
+    def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
+        still, black = self._still(), torch.zeros(3)
+        return surface_to_mesh(
+            lambda camera: frame_of(render_grid(still, camera, black), camera),
+            cameras,
+            config or MeshConfig(voxels=MESH_VOXELS, faces=MESH_FACES),
+        )
+
+
+@dataclass(frozen=True)
+class SplatConfig:
+    """DreamGaussian's, section 3.2 and its configs.
+
+    count: of Gaussians to start with, even in a ball of `ball` world units.  rates: Adam's; that of means falls to
+    `means_last` over the first `means_over` of the run.
+    """
+
+    count: int = 5000
+    ball: float = 0.5
+    opacity: float = 0.1
+    means: float = 1e-3
+    means_last: float = 2e-5
+    means_over: float = 0.6
+    quats: float = 5e-3
+    log_scales: float = 5e-3
+    opacity_logits: float = 0.05
+    sh_dc: float = 0.01
+    seed: int = 0
+
+
+class SplatTarget:
+    """Gaussians whose colours do not depend on the direction."""
+
+    def __init__(self, config: SplatConfig | None = None, device: torch.device | str = "cpu") -> None:
+        """Grey ones, even in a ball."""
+        self.config = c = config or SplatConfig()
+        generator = torch.Generator().manual_seed(c.seed)
+        away = functional.normalize(torch.randn(c.count, 3, generator=generator), dim=-1)
+        xyz = c.ball * away * torch.rand(c.count, 1, generator=generator) ** (1 / 3)
+        rgb = torch.full((c.count, 3), 128, dtype=torch.uint8)
+        self.gaussians = Gaussians.from_points(xyz, rgb, sh_degree=0, opacity=c.opacity).to(device=device)
+        for tensor in self.parameters().values():
+            tensor.requires_grad_()
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.gaussians.parameters().items() if name != "sh_rest"}
+
+    def rates(self, share: float) -> dict[str, float]:
+        c = self.config
+        fall = min(1.0, share / c.means_over)
+        return {
+            "means": c.means ** (1 - fall) * c.means_last**fall,
+            "quats": c.quats,
+            "log_scales": c.log_scales,
+            "opacity_logits": c.opacity_logits,
+            "sh_dc": c.sh_dc,
+        }
+
+    def render(self, cameras: Sequence[Camera], background: Tensor, generator: torch.Generator | None = None) -> Seen:
+        behind = background.to(self.gaussians.means)
+        drawn = [render(self.gaussians, camera, background=behind) for camera in cameras]
+        rgb = torch.stack([picture.rgb for picture in drawn]).permute(0, 3, 1, 2)
+        return Seen(rgb, torch.stack([picture.alpha for picture in drawn])[:, None])
+
+    def refined(self, voxels: int) -> bool:
+        """Gaussians have no resolution."""
+        return False
+
+    def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
+        config = config or MeshConfig(voxels=MESH_VOXELS, faces=MESH_FACES)
+        return gaussians_to_mesh(self.gaussians.detach(), cameras, config)
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Sets of views at equal steps around an object from finitely many places, so that a prior can remember pictures.
+
+    turns: azimuths of a set's first view within one step.  elevations, fov: degrees.  distance: world units.
+    """
+
+    turns: int = 3
+    elevations: tuple[float, ...] = (0.0, 15.0, 30.0)
+    fov: float = 40.0
+    distance: float = 2.7
+
+
+def view_sets(rings: Rings, size: int, count: int) -> list[tuple[Camera, ...]]:
+    """All sets of `count` views, elevation by elevation."""
+    step = 360 / count / rings.turns
+    return [
+        orthogonal_cameras(turn * step, elevation, rings.fov, rings.distance, size, count)
+        for elevation in rings.elevations
+        for turn in range(rings.turns)
+    ]
+
+
+def draw_views(views: Rings | ViewRange, size: int, count: int, generator: torch.Generator) -> tuple[Camera, ...]:
+    """One set of `count` views: of the rings', or from anywhere in a range."""
+    if isinstance(views, ViewRange):
+        return sample_orthogonal(generator, size, views, count=count)
+    sets = view_sets(views, size, count)
+    return sets[int(torch.randint(len(sets), (), generator=generator))]
+
+
+def _shifted(spans: RaySpans, generator: torch.Generator | None) -> RaySpans:
+    """All samples moved by the same part of a step, which is drawn."""
+    if generator is None:
+        return spans
+    return replace(spans, starts=spans.starts + float(torch.rand((), generator=generator)))
