@@ -118,12 +118,13 @@ def check_folder(path: Path, name: str) -> ModelFolder:
     if not (path / "model_index.json").is_file():
         loose = sorted(file.name for file in path.iterdir() if file.suffix in (*_PICKLES, ".safetensors"))
         raise InputError(f"{path} has no model_index.json{f', only {loose[0]}' if loose else ''}; {_EXPECTED}")
+    stated = read_config(path / "model_index.json")
     index = {
         key: (str(value[0]), str(value[1]))
-        for key, value in read_config(path / "model_index.json").items()
+        for key, value in stated.items()
         if isinstance(value, list) and len(value) == 2 and None not in value
     }
-    kind = _kind(index, path)
+    kind = _kind(index, path, str(stated.get("_class_name")))
     parts = {}
     for part, classes in PARTS[kind].items():
         if part not in index:
@@ -181,7 +182,7 @@ def check_safetensors(path: Path) -> None:
         raise InputError(f"{path} is cut short or damaged: {end:,} bytes of weights announced, {there:,} there")
 
 
-def _kind(index: Mapping[str, tuple[str, str]], path: Path) -> Kind:
+def _kind(index: Mapping[str, tuple[str, str]], path: Path, pipeline: str) -> Kind:
     network = index.get("transformer", index.get("unet", ("", "")))[1]
     encoder = index.get("text_encoder", ("", ""))[1]
     if network == "SD3Transformer2DModel":
@@ -197,10 +198,9 @@ def _kind(index: Mapping[str, tuple[str, str]], path: Path) -> Kind:
     for part, (library, class_name) in index.items():
         if library not in _LIBRARIES and part in ("unet", "transformer", "vae", "text_encoder", "scheduler"):
             raise _foreign(path / part, library, class_name)
-    found = network or "no unet and no transformer"
     raise InputError(
-        f"{path} holds {found[:80]} with text encoder {encoder[:80] or 'none'}; known are Stable Diffusion 1 and 2, "
-        "DeepFloyd-IF stage I, Stable Diffusion 3 and MVDream"
+        f"{path} is a {pipeline[:80]} with network {network[:80] or 'none'} and text encoder {encoder[:80] or 'none'}; "
+        "known are Stable Diffusion 1 and 2, DeepFloyd-IF stage I, Stable Diffusion 3 and MVDream"
     )
 
 
@@ -220,8 +220,13 @@ def _component(folder: Path, part: str, library: str, class_name: str, classes: 
     if not folder.is_dir():
         raise InputError(f"{folder} is missing, though model_index.json names it; fetch the whole model again")
     if part.startswith("tokenizer"):
-        for file in folder.glob("*.json"):
-            _refuse_pointer(read_bytes(file)[:64], file)
+        names = {file.name for file in folder.iterdir() if file.is_file()}
+        for name in names:
+            with open_regular(folder / name) as file:
+                _refuse_pointer(file.read(64), folder / name)
+        words = ("vocab.json", "merges.txt") if class_name.startswith("CLIP") else ("spiece.model",)
+        if "tokenizer.json" not in names and not names.issuperset(words):
+            raise InputError(f"{folder} holds no words; expected tokenizer.json or {' and '.join(words)}")
         if (folder / "tokenizer_config.json").is_file():
             read_config(folder / "tokenizer_config.json")
         return Component(part, class_name, folder, {})

@@ -166,7 +166,8 @@ def _loaded(part: Component, dtype: torch.dtype) -> nn.Module:
             "files do not belong together"
         )
     for name in sorted(told["missing_keys"]):
-        raise InputError(f"{part.folder}: its weights lack '{name}' and {len(told['missing_keys']) - 1} more tensors")
+        count = len(told["missing_keys"])
+        raise InputError(f"{part.folder}: its weights lack {count} tensors, '{name}' among them; fetch the model again")
     return model
 
 

@@ -202,3 +202,17 @@ def stable_diffusion_3(folder: Path) -> Any:
     )
     pipe.save_pretrained(folder, safe_serialization=True)
     return pipe
+
+
+def save_in_shards(weights: dict[str, torch.Tensor], folder: Path, stem: str) -> None:
+    """Weights in two files and their index, as large models have them."""
+    import json
+
+    from safetensors.torch import save_file
+
+    names = sorted(weights)
+    places = {name: f"{stem}-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in sorted(set(places.values())):
+        save_file({name: weights[name] for name in names if places[name] == file}, folder / file, {"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
