@@ -127,26 +127,25 @@ class ObjectModel:
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest corner [3] of the smallest box along the axes that holds the union."""
-        half = self.half_extents()
-        centres = self.world_from_primitive[:, :3, 3]
-        return (centres - half).amin(0), (centres + half).amax(0)
+        low, high = self.extents()
+        return low.amin(0), high.amax(0)
 
-    def half_extents(self) -> Tensor:
-        """[N, 3] along the world's axes from each centre: exact, save for a cone, whose wider end counts."""
-        axes, s = self.world_from_primitive[:, :3, :3], self.size
-        along = axes[:, :, 2].abs()
-        round_ = (1 - along.square()).clamp(min=0).sqrt()
-        wide, h = s[:, :2].amax(1, keepdim=True), s[:, 2:]
-        each = torch.stack(
-            [
-                (axes.square() @ s.square()[:, :, None])[..., 0].sqrt(),
-                (axes.abs() @ s[:, :, None])[..., 0],
-                wide * round_ + h * along,
-                wide * round_ + h * along,
-                wide + h * along,
-            ]
-        )
-        return each[self.kind, torch.arange(len(self), device=s.device)]
+    def extents(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest corners [N, 3] of the smallest box along the axes around each primitive; exact."""
+        axes, s, centre = self.world_from_primitive[:, :3, :3], self.size, self.world_from_primitive[:, :3, 3]
+        along = axes[:, :, 2] * s[:, 2:]
+        flat = (1 - axes[:, :, 2].square()).clamp(min=0).sqrt()  # how far a disc of radius 1 reaches
+        of_ellipsoid = (axes.square() @ s.square()[:, :, None])[..., 0].sqrt()
+        of_box = (axes.abs() @ s[:, :, None])[..., 0]
+        ends = [(centre - along, s[:, :1]), (centre + along, s[:, 1:2])]
+        kind = self.kind[:, None]
+        found = []
+        for sign in (-1, 1):
+            rounds = torch.where(kind == Kind.CAPSULE, 1.0, flat)
+            reached = torch.stack([sign * end + radius * rounds for end, radius in ends]).amax(0)
+            middle = torch.where(kind == Kind.BOX, of_box, of_ellipsoid) + sign * centre
+            found.append(sign * torch.where(kind <= Kind.BOX, middle, reached))
+        return found[0], found[1]
 
     def reach(self) -> float:
         """Radius about the origin that holds the union; exact up to ellipsoids, for which it is a bound."""
@@ -165,7 +164,7 @@ class ObjectModel:
         """Height of the highest surface point above (x, y), exact; 0 where there is nothing."""
         from generation.ray_hits import first_hit
 
-        top = 0.1 + float((self.world_from_primitive[:, 2, 3] + self.half_extents()[:, 2]).max())
+        top = 0.1 + float(self.bounds()[1][2])
         above = self.size.new_tensor([x, y, top])
         down = self.size.new_tensor([0.0, 0.0, -1.0])
         best = torch.inf
