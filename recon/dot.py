@@ -9,7 +9,9 @@ Symbols: sigma -> sigmas, k -> sh_coeffs, S_leaf -> OctreeStep.weights, tau -> C
 Departures: the field is a voxel grid with spherical harmonics (`recon/grid_training.py`) instead of a NeRF-SH, which
 takes minutes instead of days; Adam on the leaves that a photo meets instead of SGD or RMSProp; rates fall tenfold over
 the run, so that the last octree is the best one and no views are held back to choose it; leaves are dropped rather
-than merged (`scene/octree_refine.py` has the reasons and figures); cut-out photos are trained over random backgrounds.
+than merged (`scene/octree_refine.py` has the reasons and figures); a leaf also goes when no single ray takes much light
+from it (PlenOctrees bake by that), which spares what few views see and is hard on fog; a distortion loss (mip-NeRF 360)
+draws a ray's light together, so that it ends after few leaves; cut-out photos are trained over random backgrounds.
 """
 
 from __future__ import annotations
@@ -74,8 +76,12 @@ class Config:
     """learning rate of the densities, in optical depth of a baked leaf"""
     sh_lr: float = 0.02
     """learning rate of the colour coefficients"""
-    prune: float = 0.4
+    prune: float = 0.1
     """a leaf goes when it sends less than this share of the light that baked leaves send on average (DOT)"""
+    faint: float = 0.05
+    """a leaf goes when no ray takes more than this share of its light from it (DOT)"""
+    distortion: float = 0.1
+    """weight of the distortion loss, which makes surfaces thin (DOT)"""
     split: float = 0.006
     """share of the leaves that is split, four times in a run (DOT)"""
     max_leaves: int = 4_000_000
@@ -103,6 +109,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "sigma_lr": (0, 1e6),
     "sh_lr": (0, 1e3),
     "prune": (0, 1),
+    "faint": (0, 1),
+    "distortion": (0, 1e6),
     "split": (0, 1),
     "max_leaves": (1, 1 << 25),
     "checkpoint_seconds": (0, math.inf),
@@ -300,7 +308,8 @@ def _one_photo(trainer: Trainer, p: float) -> None:
         target = composite(photo.rgb, photo.alpha, background)
     fall = FALL**p
     side = 0.5**config.level / float(trainer.step.octree.index.invradius.max())
-    rates = Rates(fall * config.sigma_lr / side, fall * config.sh_lr)
+    distortion = config.distortion if config.variant == "dot" and p < PRUNE_TO else 0.0
+    rates = Rates(fall * config.sigma_lr / side, fall * config.sh_lr, distortion=distortion)
     trainer.error += trainer.step.take(camera.resized(target.shape[1], target.shape[0]), target, background, rates)
     trainer.done += 1
 
@@ -311,8 +320,9 @@ def _end_epoch(trainer: Trainer, p: float) -> None:
     trainer.epoch_error = trainer.error / len(capture.train)
     trainer.error = 0.0
     if config.variant == "dot" and PRUNE_FROM <= p < PRUNE_TO and len(step.octree):
-        least = config.prune * min(1.0, p / PRUNE_FULL)  # what goes early leaves time to make up for it
-        _change(step, drop(step.octree, step.weights, least * float(step.weights.sum()) / trainer.baked))
+        ramp = min(1.0, p / PRUNE_FULL)  # what goes early leaves time to make up for it
+        least = ramp * config.prune * float(step.weights.sum()) / trainer.baked
+        _change(step, drop(step.octree, (step.weights >= least) & (step.maxima >= ramp * config.faint)))
         due = sum(p >= at for at in SPLIT_AT)
         if due > trainer.splits:
             trainer.splits = due
@@ -320,7 +330,7 @@ def _end_epoch(trainer: Trainer, p: float) -> None:
             _change(step, grow(step.octree, step.weights, config.split, config.max_leaves, limit))
         elif p > SPLIT_AT[-1]:
             _change(step, join(step.octree, ALIKE))
-    step.weights.zero_()
+    step.forget_light()
 
 
 def _change(step: OctreeStep, edit: Edit) -> None:
@@ -374,8 +384,9 @@ def load_scene(path: Path) -> Octree:
 def picture(scene: Octree, camera: Camera, background: Tensor, config: Config) -> Tensor:
     """The octree as `camera` sees it over `background` [3]: [H, W, 3], without gradients."""
     rays = Rays(camera=camera.to(device=scene.sigmas.device, dtype=scene.sigmas.dtype))
-    seen = render_octree(scene.sigmas, scene.sh_coeffs, scene.index, rays, stop=VIEWED, least=LEAST_SIGMA, whole=True)
-    return (seen.rgb + seen.last[:, None] * background.to(seen.rgb)).view(camera.height, camera.width, 3)
+    leaves = (scene.sigmas, scene.sh_coeffs, scene.index)
+    seen = render_octree(*leaves, rays, stop=VIEWED, least=LEAST_SIGMA, whole=True, background=background)
+    return seen.rgb.view(camera.height, camera.width, 3)
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "sigma_moments": step.sigma_moments,
         "sh_moments": step.sh_moments,
         "weights": step.weights,
+        "maxima": step.maxima,
         "queue": trainer.queue,
         "generator": trainer.generator.get_state(),
     }
@@ -88,7 +89,7 @@ def restored(capture: Capture, config: Config, device: torch.device, checkpoint:
         step = OctreeStep(
             Octree(tensors["sigmas"].to(device), tensors["sh_coeffs"].to(device), index), int(state["adam_steps"])
         )
-        for name in ("sigma_moments", "sh_moments", "weights"):
+        for name in ("sigma_moments", "sh_moments", "weights", "maxima"):
             getattr(step, name).copy_(tensors[name])
         generator = torch.Generator()
         generator.set_state(tensors["generator"])

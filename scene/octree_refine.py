@@ -17,9 +17,9 @@ from scene.octree import Edit, Octree, Siblings, keep, merge, siblings, split
 from scene.sh import C0
 
 
-def drop(octree: Octree, weights: Tensor, least: float) -> Edit:
-    """Leaves that rays use less than `least`, or that have no density, become empty. weights: [L] S of each leaf."""
-    return keep(octree, (weights >= least) & (octree.sigmas > 0))
+def drop(octree: Octree, used: Tensor) -> Edit:
+    """Leaves that rays do not use, or that have no density, become empty. used: [L] bool."""
+    return keep(octree, used & (octree.sigmas > 0))
 
 
 def join(octree: Octree, difference: float) -> Edit:

@@ -14,7 +14,14 @@ from torch import Tensor
 from scene.cameras import Camera
 from scene.octree import Edit, Octree
 from scene.ops import native
-from scene.ops.octree_render import LEAST_SIGMA, Rays, leaf_weights, render_octree, scene_arguments
+from scene.ops.octree_render import (
+    LEAST_SIGMA,
+    Rays,
+    distortion_reference,
+    leaf_weights,
+    render_octree,
+    scene_arguments,
+)
 
 STOP = 1e-4  # light at which a ray ends in training
 FLOOR = LEAST_SIGMA  # a viewer passes through such leaves, and training can raise them; at 0 they would be lost to it
@@ -28,12 +35,14 @@ class Rates:
     sigmas: float
     sh_coeffs: float
     betas: tuple[float, float] = (0.9, 0.99)
+    distortion: float = 0.0  # weight of each ray's distortion loss, over z-depth in sides of the octree's cube
 
 
 class OctreeStep:
-    """An octree in training with Adam's moments and the weights summed since `weights` was last emptied.
+    """An octree in training with Adam's moments, and the light of each leaf since `forget_light`.
 
-    sigma_moments: [2, L].  sh_moments: [2, L, 3K].  weights: [L].  The octree's own tensors are written to.
+    sigma_moments: [2, L].  sh_moments: [2, L, 3K].  weights: [L] sum of its weights over all rays.  maxima: [L] the
+    largest of them.  The octree's own tensors are written to.
     """
 
     def __init__(self, octree: Octree, steps: int = 0) -> None:
@@ -42,7 +51,7 @@ class OctreeStep:
         self.steps = steps
         self.sigma_moments = sigmas.new_zeros(2, len(octree))
         self.sh_moments = sigmas.new_zeros(2, len(octree), sh_coeffs[0].numel() if len(octree) else 3)
-        self.weights = torch.zeros_like(sigmas)
+        self.weights, self.maxima = torch.zeros_like(sigmas), torch.zeros_like(sigmas)
         fused = native.has(sigmas.device, sigmas.dtype) and sigmas.dtype == torch.float32
         self._trainer = native.kernels(sigmas.device).OctreeTrainer() if fused else None
 
@@ -60,18 +69,27 @@ class OctreeStep:
         *table, sigmas, sh, _, _, numbers, width, height, stop, least = scene_arguments(
             octree.sigmas, octree.sh_coeffs, octree.index, rays, STOP, 0.0
         )
-        moments = (self.sigma_moments, self.sh_moments, self.weights)
+        moments = (self.sigma_moments, self.sh_moments, self.weights, self.maxima)
         image = (numbers, width, height, stop, least, pixels.contiguous(), background)
-        lengths = (rates.sigmas, rates.sh_coeffs, *rates.betas, EPS, FLOOR)
+        lengths = (rates.sigmas, rates.sh_coeffs, *rates.betas, EPS, FLOOR, rates.distortion * self._per_depth())
         error = self._trainer.step(*table, sigmas, sh, *image, *moments, self.steps, *lengths)
         return error / pixels.numel()
+
+    def _per_depth(self) -> float:
+        """Sides of the cube in a unit of the world."""
+        return float(self.octree.index.invradius.max())
 
     def apply(self, edit: Edit) -> None:
         """Goes on with an edited octree; moments and weights follow their rows."""
         self.octree = edit.octree
         self.sigma_moments = torch.stack([edit.carry(moment) for moment in self.sigma_moments])
         self.sh_moments = torch.stack([edit.carry(moment) for moment in self.sh_moments])
-        self.weights = edit.carry_sum(self.weights)
+        self.weights, self.maxima = edit.carry_sum(self.weights), edit.carry(self.maxima)
+
+    def forget_light(self) -> None:
+        """Empties `weights` and `maxima`."""
+        self.weights.zero_()
+        self.maxima.zero_()
 
     def _take_by_autograd(self, rays: Rays, pixels: Tensor, background: Tensor, rates: Rates) -> float:
         octree = self.octree
@@ -79,9 +97,14 @@ class OctreeStep:
         with torch.enable_grad():
             seen = render_octree(sigmas, sh_coeffs, octree.index, rays, stop=STOP)
             error = (seen.rgb + seen.last[:, None] * background - pixels).square().sum()
-            v_sigmas, v_sh = torch.autograd.grad(error, [sigmas, sh_coeffs])
+            loss = error
+            if rates.distortion:
+                loss = error + rates.distortion * self._per_depth() * distortion_reference(
+                    sigmas, octree.index, rays, STOP
+                )
+            v_sigmas, v_sh = torch.autograd.grad(loss, [sigmas, sh_coeffs])
         sums = torch.zeros_like(self.weights)
-        leaf_weights(octree.sigmas, octree.index, rays, sums, torch.zeros_like(sums), stop=STOP)
+        leaf_weights(octree.sigmas, octree.index, rays, sums, self.maxima, stop=STOP)
         self.weights += sums
         rows = sums.nonzero().squeeze(1)
         flat = octree.sh_coeffs.view(len(octree), -1)

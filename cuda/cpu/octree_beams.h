@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/buffer.h"
+#include "cpu/parallel.h"
 #include "math/octree.h"
 
 namespace maquette {
@@ -26,67 +28,90 @@ class OctreeBeams {
 
     void draw(const OctreeIndex& index, const OctreeFrame<T>& frame, const OctreeCamera<T>& camera, int tile_width,
               int tile_height) {
-        across_ = (camera.width + tile_width - 1) / tile_width;
-        down_ = (camera.height + tile_height - 1) / tile_height;
-        const std::size_t packets = std::size_t(across_ * down_);
-        from = std::fill_n(from_.resize(packets), packets, kNever) - packets;
-        to = std::fill_n(to_.resize(packets), packets, T(0)) - packets;
-        const int cells = 1 << index.top_level, shift = index.lattice_level - index.top_level;
-        // Position of a cell's middle in the camera, linear in its numbers, and what the box spans on each of its axes.
-        T base[3] = {}, step[3][3], half[3] = {};
-        for (int row = 0; row < 3; ++row)
-            for (int axis = 0; axis < 3; ++axis) {
-                const T turned = camera.rotation[3 * axis + row], side = T(1 << shift) / frame.scale[axis];
-                const T first = (T(0.5) * T(1 << shift) - frame.offset[axis]) / frame.scale[axis] - camera.eye[axis];
-                base[row] += turned * first;
-                step[row][axis] = turned * side;
-                half[row] += std::abs(step[row][axis]) * (T(0.5) + kMargin);
-            }
-        bool around = false;  // a cell reaches behind the camera: it may cover anything
-        T farthest(0);
-        for (int x = 0; x < cells; ++x)
-            for (int y = 0; y < cells; ++y) {
-                const int* row = index.top + ((std::int64_t(x) << index.top_level | y) << index.top_level);
-                for (int z = 0; z < cells; ++z) {
-                    if (row[z] >= kOctreeEmpty) continue;
-                    T at[3];
-                    for (int i = 0; i < 3; ++i)
-                        at[i] = base[i] + T(x) * step[i][0] + T(y) * step[i][1] + T(z) * step[i][2];
-                    const T near = at[2] - half[2], far = at[2] + half[2];
-                    if (far <= T(0)) continue;
-                    if (near < T(1e-3) * half[2]) {
-                        around = true, farthest = std::max(farthest, far);
-                        continue;
-                    }
-                    std::int64_t first[2], last[2];
-                    const T inverse_near = T(1) / near, inverse_far = T(1) / far;
-                    for (int i = 0; i < 2; ++i) {
-                        const T low = at[i] - half[i], high = at[i] + half[i];
-                        const T a = low * (low < T(0) ? inverse_near : inverse_far);
-                        const T b = high * (high > T(0) ? inverse_near : inverse_far);
-                        const T tile = T(i ? tile_height : tile_width), count = T(i ? down_ : across_);
-                        const T offset = camera.center[i] - T(0.5);
-                        const T left = (camera.focal[i] * a + offset - kMargin) / tile;
-                        const T right = (camera.focal[i] * b + offset + kMargin) / tile;
-                        first[i] = std::int64_t(std::clamp(left, T(0), count));
-                        last[i] = std::int64_t(std::clamp(right + T(1), T(0), count));
-                    }
-                    for (std::int64_t v = first[1]; v < last[1]; ++v)
-                        for (std::int64_t u = first[0]; u < last[0]; ++u) {
-                            T &nearest = from_[std::size_t(v * across_ + u)], &end = to_[std::size_t(v * across_ + u)];
-                            nearest = std::min(nearest, near), end = std::max(end, far);
-                        }
+        const View view(index, frame, camera, tile_width, tile_height);
+        const std::int64_t packets = view.across * view.down, cells = std::int64_t(1) << index.top_level;
+        const std::int64_t workers = std::min<std::int64_t>(threads(), cells);
+        T* nearest = from_.resize(std::size_t(workers * packets));
+        T* farthest = to_.resize(std::size_t(workers * packets));
+        std::vector<T> around(std::size_t(workers), T(-1));
+        parallel_tasks(workers, [&](std::int64_t worker, int) {
+            T *near = nearest + worker * packets, *far = farthest + worker * packets;
+            std::fill_n(near, packets, T(3e38f)), std::fill_n(far, packets, T(0));
+            for (std::int64_t x = worker; x < cells; x += workers)  // by turns: content is rarely spread evenly
+                for (std::int64_t y = 0; y < cells; ++y) {
+                    const int* row = index.top + ((x << index.top_level | y) << index.top_level);
+                    for (std::int64_t z = 0; z < cells; ++z)
+                        if (row[z] < kOctreeEmpty) view.cell(T(x), T(y), T(z), near, far, around[std::size_t(worker)]);
                 }
+        });
+        const T behind = *std::max_element(around.begin(), around.end());
+        for (std::int64_t worker = 1; worker < workers; ++worker)
+            for (std::int64_t i = 0; i < packets; ++i) {
+                nearest[i] = std::min(nearest[i], nearest[worker * packets + i]);
+                farthest[i] = std::max(farthest[i], farthest[worker * packets + i]);
             }
-        if (!around) return;
-        for (std::size_t i = 0; i < packets; ++i) from_[i] = T(0), to_[i] = std::max(to_[i], farthest);
+        if (behind >= T(0))
+            for (std::int64_t i = 0; i < packets; ++i) nearest[i] = T(0), farthest[i] = std::max(farthest[i], behind);
+        from = nearest, to = farthest;
     }
 
   private:
-    static constexpr T kNever = T(3e38f);
     static constexpr T kMargin = T(0.02f);  // of a cell, and of a pixel: what rounding may move
+
+    // A cell's middle in the camera is linear in its numbers; its box there is as large for every cell.
+    struct View {
+        const OctreeCamera<T>& camera;
+        std::int64_t across, down;
+        T tile[2], base[3] = {}, step[3][3], half[3] = {};
+
+        View(const OctreeIndex& index, const OctreeFrame<T>& frame, const OctreeCamera<T>& camera, int tile_width,
+             int tile_height)
+            : camera(camera),
+              across((camera.width + tile_width - 1) / tile_width),
+              down((camera.height + tile_height - 1) / tile_height),
+              tile{T(tile_width), T(tile_height)} {
+            const T cell = T(1 << (index.lattice_level - index.top_level));
+            for (int i = 0; i < 3; ++i)
+                for (int axis = 0; axis < 3; ++axis) {
+                    const T turned = camera.rotation[3 * axis + i], scale = frame.scale[axis];
+                    base[i] += turned * ((T(0.5) * cell - frame.offset[axis]) / scale - camera.eye[axis]);
+                    step[i][axis] = turned * cell / scale;
+                    half[i] += std::abs(step[i][axis]) * (T(0.5) + kMargin);
+                }
+        }
+
+        // The tile at `position`, within 0 and count; 0 for what is no number.
+        static std::int64_t whole(T position, std::int64_t count) {
+            return !(position > T(0)) ? 0 : position < T(count) ? std::int64_t(position) : count;
+        }
+
+        // Widens what the packets that see the cell have; `around` becomes the depth of one that reaches behind the
+        // camera and may cover anything.
+        void cell(T x, T y, T z, T* nearest, T* farthest, T& around) const {
+            T at[3];
+            for (int i = 0; i < 3; ++i) at[i] = base[i] + x * step[i][0] + y * step[i][1] + z * step[i][2];
+            const T near = at[2] - half[2], far = at[2] + half[2];
+            if (!(far > T(0))) return;
+            if (near < T(1e-3f) * half[2]) {
+                around = std::max(around, far);
+                return;
+            }
+            std::int64_t first[2], last[2];
+            for (int i = 0; i < 2; ++i) {
+                const T low = at[i] - half[i], high = at[i] + half[i];
+                const T left = camera.focal[i] * (low / (low < T(0) ? near : far)) + camera.center[i] - T(0.5);
+                const T right = camera.focal[i] * (high / (high > T(0) ? near : far)) + camera.center[i] - T(0.5);
+                const std::int64_t count = i ? down : across;
+                first[i] = whole((left - kMargin) / tile[i], count);
+                last[i] = whole((right + kMargin) / tile[i] + T(1), count);
+            }
+            for (std::int64_t v = first[1]; v < last[1]; ++v)
+                for (std::int64_t i = v * across + first[0]; i < v * across + last[0]; ++i)
+                    nearest[i] = std::min(nearest[i], near), farthest[i] = std::max(farthest[i], far);
+        }
+    };
+
     Buffer<T> from_, to_;
-    std::int64_t across_ = 0, down_ = 0;
 };
 
 }  // namespace maquette

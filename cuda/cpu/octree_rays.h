@@ -48,6 +48,7 @@ struct OctreeRays {
             for (std::int64_t y = top; y < top + kTileHeight && y < camera.height; ++y)
                 for (std::int64_t x = left; x < left + kTileWidth && x < camera.width; ++x, ++used) {
                     ids[used] = std::int32_t(y * camera.width + x);
+                    if (packet.from > packet.to) continue;  // background: nobody asks where it looks
                     const T u = (T(x) + T(0.5) - camera.center[0]) / camera.focal[0];
                     const T v = (T(y) + T(0.5) - camera.center[1]) / camera.focal[1];
                     const T* r = camera.rotation;
@@ -57,7 +58,7 @@ struct OctreeRays {
                     }
                 }
         }
-        for (int lane = used; lane < kRays; ++lane)
+        for (int lane = used; lane < kRays && packet.from <= packet.to; ++lane)
             for (int axis = 0; axis < 3; ++axis) {
                 packet.origin[axis][lane] = packet.origin[axis][0];
                 packet.direction[axis][lane] = packet.direction[axis][0];

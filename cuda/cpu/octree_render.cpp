@@ -16,6 +16,7 @@ constexpr double kLastLightSeen = 0.5;  // the median depth is where less than t
 template <typename T>
 struct Pictures {
     T *rgb, *last, *depth, *median;  // depth and median may be null
+    const T* background;             // [3] what is behind, or null
     bool whole;                      // colours of rays that were ended early are raised to what they stand for
 };
 
@@ -50,7 +51,8 @@ void render(const OctreeScene<T>& scene, const Pictures<T>& out) {
     parallel_tasks((packets + kPacketsPerTask - 1) / kPacketsPerTask, [&](std::int64_t task, int worker) {
         auto& [packet, shade, hits] = workers[std::size_t(worker)];
         std::int32_t ids[OctreePacket<T>::kRays];
-        T sums[4 * OctreePacket<T>::kRays];
+        T sums[4 * OctreePacket<T>::kRays], behind[3] = {};
+        if (out.background) std::copy(out.background, out.background + 3, behind);
         const std::int64_t end = std::min(packets, (task + 1) * kPacketsPerTask);
         for (std::int64_t number = task * kPacketsPerTask; number < end; ++number) {
             const int used = scene.rays.fill(number, packet, ids);
@@ -59,12 +61,15 @@ void render(const OctreeScene<T>& scene, const Pictures<T>& out) {
             if (hits.count) {
                 shade.look(packet);
                 shade.color(scene.leaves.sh, hits);
+                shade.blend(hits, sums);
+            } else {
+                std::fill(sums, sums + 4 * used, T(0));
             }
-            shade.blend(hits, sums);
             for (int lane = 0; lane < used; ++lane) {
                 T last = packet.last[lane], gain(1);
                 if (out.whole && last < scene.limits.stop) gain = T(1) / (T(1) - last), last = T(0);
-                for (int c = 0; c < 3; ++c) out.rgb[3 * ids[lane] + c] = gain * sums[4 * lane + c];
+                T* rgb = out.rgb + 3 * ids[lane];
+                for (int c = 0; c < 3; ++c) rgb[c] = gain * sums[4 * lane + c] + last * behind[c];
                 out.last[ids[lane]] = last;
             }
             if (out.depth) measure(hits, ids, used, out);
@@ -77,16 +82,17 @@ void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> no
                    Numbers<const double> frame, Numbers<const T> sigmas, Table<const T> sh,
                    Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                    Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
-                   double least, bool whole, Table<T> rgb, Numbers<T> last, Maybe<Numbers<T>> depth,
+                   double least, bool whole, Maybe<Numbers<const T>> background, Table<T> rgb, Numbers<T> last, Maybe<Numbers<T>> depth,
                    Maybe<Numbers<T>> median) {
     OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera, width,
                                            height, stop, least);
     const std::size_t rays = std::size_t(scene.rays.rays);
+    if (background && background->shape(0) != 3) throw nb::value_error("background must be 3 numbers");
     if (rgb.shape(0) != rays || rgb.shape(1) != 3 || last.shape(0) != rays ||
         (depth && (!median || depth->shape(0) != rays || median->shape(0) != rays)))
         throw nb::value_error("the pictures must have a row per ray");
     const Pictures<T> out{rgb.data(), last.data(), depth ? depth->data() : nullptr, depth ? median->data() : nullptr,
-                          whole};
+                          background ? background->data() : nullptr, whole};
     nb::gil_scoped_release unlocked;
     OctreeBeams<T> beams;
     scene.aim(beams);
@@ -99,7 +105,7 @@ void bind(nb::module_& m) {
           nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("sigmas").noconvert(),
           nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
           nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
-          nb::arg("whole"), nb::arg("rgb").noconvert(), nb::arg("last").noconvert(),
+          nb::arg("whole"), nb::arg("background").noconvert().none(), nb::arg("rgb").noconvert(), nb::arg("last").noconvert(),
           nb::arg("depth").noconvert().none(), nb::arg("median").noconvert().none(),
           "Colours, remaining light and depths of rays through an octree.");
 }

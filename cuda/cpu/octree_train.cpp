@@ -38,6 +38,7 @@ struct Upstream {
     const T *v_rgb = nullptr, *v_last = nullptr;   // gradients by the pictures: [R, 3] and [R]
     const T *target = nullptr, *background = nullptr;  // or a photo [R, 3] and [3]: squared error summed over all
     T scale = T(1);
+    T distortion = T(0);  // weight of the distortion loss (mip-NeRF 360, eq. 15) of each ray, over t
 };
 
 // Working memory of a thread in the first phase, and in the second.
@@ -109,7 +110,7 @@ class Records {
                 for (int lane = 0; lane < used; ++lane)
                     loss += differentiate(up, ids[lane], packet.last[lane], sums + 4 * lane, v + 4 * lane,
                                           behind[lane]);
-                backward(hits, ids, v, behind, records);
+                backward(hits, ids, up.distortion, v, behind, records);
             }
             tasks[std::size_t(task)].loss = loss;
             sort(records, tasks[std::size_t(task)]);
@@ -123,7 +124,7 @@ class Records {
     }
 
     // Second phase: body(row, sums) for the rows met; sums: [basis functions, 4] gradients by the coefficients, with
-    // that by sigma in place 3, then the sum of weights.
+    // that by sigma in place 3, then the sum of weights and the largest.
     template <int Degree, typename Body>
     void collect(const OctreeScene<T>& scene, const Body& body) {
         constexpr int kBasis = sh_count(Degree), kRow = 4 * kBasis + 4;
@@ -153,6 +154,7 @@ class Records {
                     for (int k = 0; k < kBasis; ++k) (Four::load(sum + 4 * k) + Four(y[k]) * g).store(sum + 4 * k);
                     sum[3] += sigma;
                     sum[4 * kBasis] += record.weight;
+                    sum[4 * kBasis + 1] = std::max(sum[4 * kBasis + 1], record.weight);
                 }
             }
             const std::int64_t last = std::min(size, scene.leaves.count - first);
@@ -183,15 +185,30 @@ class Records {
         return loss;
     }
 
-    // dL/dtau_i = T_(i+1) v.c_i - behind_i with behind_i = sum_(j>i) w_j v.c_j + T_end v.background (0.2 of the spec).
-    static void backward(const OctreeHits<T>& hits, const std::int32_t* ids, const T* v, T* behind,
+    // dL/dtau_i = T_(i+1) g_i - behind_i with behind_i = sum_(j>i) w_j g_j + T_end v.background (0.2 of the spec), where
+    // g_i = dL/dw_i = v.c_i + distortion (2 sum_j w_j |m_i - m_j| + 2/3 w_i dt_i), m the middles of the pieces.
+    static void backward(const OctreeHits<T>& hits, const std::int32_t* ids, T distortion, const T* v, T* behind,
                          std::vector<Record<T>>& records) {
+        constexpr int kRays = OctreePacket<T>::kRays;
+        T before[2][kRays] = {}, after[2][kRays] = {};  // sums of w and of w m of the hits on either side
+        if (distortion != T(0))
+            for (std::int64_t i = 0; i < hits.count; ++i) {
+                before[0][hits.lane[i]] += hits.weight[i];
+                before[1][hits.lane[i]] += hits.weight[i] * (hits.t[i] + T(0.5) * hits.dt[i]);
+            }
         std::size_t at = records.size();
         records.resize(at + std::size_t(hits.count));
         for (std::int64_t i = hits.count - 1; i >= 0; --i, ++at) {
             const int lane = hits.lane[i];
             const T *g = v + 4 * lane, *c = hits.color.data() + 4 * i;
-            const T seen = g[0] * c[0] + g[1] * c[1] + g[2] * c[2], weight = hits.weight[i];
+            const T weight = hits.weight[i], middle = hits.t[i] + T(0.5) * hits.dt[i];
+            T seen = g[0] * c[0] + g[1] * c[1] + g[2] * c[2];
+            if (distortion != T(0)) {
+                before[0][lane] -= weight, before[1][lane] -= weight * middle;
+                const T apart = middle * (before[0][lane] - after[0][lane]) - (before[1][lane] - after[1][lane]);
+                seen += distortion * (T(2) * apart + T(2.0 / 3.0) * weight * hits.dt[i]);
+                after[0][lane] += weight, after[1][lane] += weight * middle;
+            }
             Record<T>& record = records[at];
             record.row = hits.row[i], record.ray = ids[lane];
             for (int k = 0; k < 3; ++k) record.logits[k] = weight * g[k] * c[k] * (T(1) - c[k]);
@@ -279,26 +296,29 @@ struct Trained {
 // Trains leaves on one picture at a time; keeps its working memory.
 class OctreeTrainer {
   public:
-    // Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met, and their
-    // weights in this picture are added to weights [leaves]. Densities stay at least at `floor`: at 0 they would see no
+    // Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met, down
+    // the errors and `distortion` times each ray's distortion. The rows' weights in this picture are added to weights
+    // [leaves], and maxima [leaves] raised to the largest. Densities stay at least at `floor`: at 0 they would see no
     // gradient any more.
     double step(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
                 Numbers<const double> frame, Numbers<float> sigmas, Table<float> sh, Numbers<const double> camera,
                 std::int64_t width, std::int64_t height, double stop, double least, Table<const float> target,
                 Numbers<const float> background, Array<float, nb::shape<2, -1>> sigma_moments,
-                Array<float, nb::shape<2, -1, -1>> sh_moments, Numbers<float> weights, std::int64_t number, double lr_sigma, double lr_sh,
-                double beta1, double beta2, double eps, float floor) {
+                Array<float, nb::shape<2, -1, -1>> sh_moments, Numbers<float> weights, Numbers<float> maxima,
+                std::int64_t number, double lr_sigma, double lr_sh, double beta1, double beta2, double eps, float floor,
+                float distortion) {
         OctreeScene<float> scene =
             octree_scene<float>(top, nodes, shape, frame, Numbers<const float>(sigmas), Table<const float>(sh),
                                 std::nullopt, std::nullopt, camera, width, height, stop, least);
         if (target.shape(0) != std::size_t(scene.rays.rays) || target.shape(1) != 3 || background.shape(0) != 3 ||
             sigma_moments.shape(1) != sigmas.shape(0) || sh_moments.shape(1) != sh.shape(0) ||
-            sh_moments.shape(2) != sh.shape(1) || weights.shape(0) != sigmas.shape(0))
+            sh_moments.shape(2) != sh.shape(1) || weights.shape(0) != sigmas.shape(0) ||
+            maxima.shape(0) != sigmas.shape(0))
             throw nb::value_error("target must have a row per pixel, background 3 numbers, moments the leaves' shape");
         nb::gil_scoped_release unlocked;
         Upstream<float> up;
         up.target = target.data(), up.background = background.data();
-        up.scale = 2.0f;
+        up.scale = 2.0f, up.distortion = distortion;
         run(records_, scene, Wanted::kGradients, up);
         const Trained density{sigmas.data(), sigma_moments.data(), sigma_moments.data() + sigmas.size(),
                               adam_step<float>(number, lr_sigma, beta1, beta2, eps)};
@@ -317,6 +337,7 @@ class OctreeTrainer {
                 adam_update(density.param[row], g[3], density.exp_avg[row], density.exp_avg_sq[row], density.step);
                 density.param[row] = std::max(density.param[row], floor);
                 weights.data()[row] += g[4 * kBasis];
+                maxima.data()[row] = std::max(maxima.data()[row], g[4 * kBasis + 1]);
             });
         });
         return records_.loss();
@@ -351,10 +372,11 @@ void bind_octree_train(nb::module_& m) {
         .def(nb::init<>())
         .def("step", &OctreeTrainer::step, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
              nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
-             nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("camera").noconvert(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
-             nb::arg("target").noconvert(), nb::arg("background").noconvert(), nb::arg("sigma_moments").noconvert(),
-             nb::arg("sh_moments").noconvert(), nb::arg("weights").noconvert(), nb::arg("number"), nb::arg("lr_sigma"), nb::arg("lr_sh"),
-             nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("floor"));
+             nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("camera").noconvert(), nb::arg("width"),
+             nb::arg("height"), nb::arg("stop"), nb::arg("least"), nb::arg("target").noconvert(), nb::arg("background").noconvert(), nb::arg("sigma_moments").noconvert(),
+             nb::arg("sh_moments").noconvert(), nb::arg("weights").noconvert(), nb::arg("maxima").noconvert(),
+             nb::arg("number"), nb::arg("lr_sigma"), nb::arg("lr_sh"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("floor"),
+             nb::arg("distortion"));
 }
 
 }  // namespace maquette

@@ -6,8 +6,8 @@ namespace maquette {
 constexpr float kLastLightSeen = 0.5f;  // the median depth is where less than this is left
 
 template <int kDegree>
-__device__ inline void octree_render(const OctreeScene& scene, int whole, float* rgb, float* last, float* depth,
-                                     float* median) {
+__device__ inline void octree_render(const OctreeScene& scene, int whole, const float* background, float* rgb,
+                                     float* last, float* depth, float* median) {
     const long long own = scene.own_ray();
     if (own >= scene.rays) return;
     const int id = int(own);
@@ -34,6 +34,8 @@ __device__ inline void octree_render(const OctreeScene& scene, int whole, float*
     if (whole && left < scene.stop) gain = 1.0f / (1.0f - left), left = 0.0f;
     float* const to = rgb + 3LL * id;
     to[0] = gain * sum.x, to[1] = gain * sum.y, to[2] = gain * sum.z;
+    if (background)
+        for (int c = 0; c < 3; ++c) to[c] += left * background[c];
     last[id] = left;
     if (depth) depth[id] = weights > 0.0f ? middle / weights : 0.0f, median[id] = half;
 }
@@ -42,13 +44,14 @@ __device__ inline void octree_render(const OctreeScene& scene, int whole, float*
 
 using namespace maquette;
 
-// rgb: [rays, 3].  last, depth, median: [rays]; the last two may be null.  whole: rays that were ended early show their
+// background: [3] what is behind, or null.  rgb: [rays, 3].  last, depth, median: [rays]; the last two may be null.  whole: rays that were ended early show their
 // colour raised to what it stands for, and no light is left. So many blocks at once that a row's numbers have room:
 // left to itself, ptxas spills for one more at degree 3.
 #define MQ_OCTREE_RENDER(degree, blocks)                                                                              \
     MQ_KERNEL __launch_bounds__(kOctreeThreads, blocks)                                                               \
-    octree_render_##degree(MQ_OCTREE_PARAMETERS, int whole, float* rgb, float* last, float* depth, float* median) {   \
-        octree_render<degree>(MQ_OCTREE_SCENE, whole, rgb, last, depth, median);                                      \
+    octree_render_##degree(MQ_OCTREE_PARAMETERS, int whole, const float* background, float* rgb, float* last,         \
+                           float* depth, float* median) {                                                             \
+        octree_render<degree>(MQ_OCTREE_SCENE, whole, background, rgb, last, depth, median);                          \
     }
 MQ_OCTREE_RENDER(0, 8)
 MQ_OCTREE_RENDER(1, 8)

@@ -37,10 +37,11 @@ struct WeightSums {
         const float weight = __ldg(&s.records[s.places[i]].weight);
         return {weight, weight};
     }
-    __device__ void add(const WeightSums& other) { sum += other.sum, most = fmaxf(most, other.most); }
+    __device__ void add(const WeightSums& other, bool) { sum += other.sum, most = fmaxf(most, other.most); }
 };
 
-// Gradients by the coefficients of a basis function; behind the last of them a column for sigma and the weights.
+// Gradients by the coefficients of a basis function; behind the last of them a column for sigma, the weights'
+// sum and the largest.
 struct GradientSums {
     float v[3];
     __device__ static GradientSums none() { return {{0.0f, 0.0f, 0.0f}}; }
@@ -48,13 +49,18 @@ struct GradientSums {
         const unsigned place = s.places[i];
         const float4 g = __ldg(s.gradients + place);
         const OctreeRecord* record = s.records + place;
-        if (column == s.functions) return {{g.w, __ldg(&record->weight), 0.0f}};
+        if (column == s.functions) {
+            const float weight = __ldg(&record->weight);
+            return {{g.w, weight, weight}};
+        }
         const float y = __ldg(s.basis + (long long)__ldg(&record->ray) * s.functions + column);
         return {{y * g.x, y * g.y, y * g.z}};
     }
-    __device__ void add(const GradientSums& other) {
+    __device__ void add(const GradientSums& other, bool light) {
+        const float most = fmaxf(v[2], other.v[2]);
 #pragma unroll
         for (int c = 0; c < 3; ++c) v[c] += other.v[c];
+        if (light) v[2] = most;
     }
 };
 
@@ -87,7 +93,7 @@ __device__ inline void sum_piece(const SortedRecords& s, Sums* heads, Sums* tail
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
             if (at + k >= end) return;
-            sums.add(own[k]);
+            sums.add(own[k], column == s.functions);
             const bool same = next[k] == row;
             if (same && at + k + 1 < end) continue;
             if (head) heads[place] = sums;
@@ -109,7 +115,7 @@ __device__ inline void sum_across(const SortedRecords& s, const Sums* heads, con
     const int column = int(threadIdx.x);
     Sums sums = tails[piece * blockDim.x + column];
     for (long long next = piece + 1; next * kPiece < s.count && s.rows[next * kPiece] == row; ++next)
-        sums.add(heads[next * blockDim.x + column]);
+        sums.add(heads[next * blockDim.x + column], column == s.functions);
     finish(row, column, sums);
 }
 
@@ -138,7 +144,7 @@ struct WriteGradients {
 
 struct TrainLeaves {
     int functions, leaves;
-    float *sigmas, *sh, *sigma_moments, *sh_moments, *weights;  // moments: [2, as the parameters]
+    float *sigmas, *sh, *sigma_moments, *sh_moments, *weights, *maxima;  // moments: [2, as the parameters]
     AdamStep<float> sigma_step, sh_step;
     float floor;
     __device__ void operator()(unsigned row, int column, const GradientSums& found) const {
@@ -148,6 +154,7 @@ struct TrainLeaves {
             sigmas[row] = fmaxf(sigma, floor);
             sigma_moments[row] = m, sigma_moments[(long long)leaves + row] = v;
             weights[row] += found.v[1];
+            maxima[row] = fmaxf(maxima[row], found.v[2]);
             return;
         }
         const long long first = ((long long)row * functions + column) * 3, all = (long long)leaves * functions * 3;
@@ -168,9 +175,12 @@ struct TrainLeaves {
 // What is known of a picture: gradients by it, [rays, 3] and [rays], or a photo [rays, 3] and what is behind it [3].
 struct Upstream {
     const float *v_rgb, *v_last, *target, *background;
+    const float2* spans;  // t at which each record's piece begins, and its length; null without a distortion loss
+    float distortion;     // its weight
 };
 
-// dL/dtau_i = T_(i+1) v.c_i - behind_i with behind_i = sum_(j>i) w_j v.c_j + T_end v.background (0.2 of the spec).
+// dL/dtau_i = T_(i+1) g_i - behind_i with behind_i = sum_(j>i) w_j g_j + T_end v.background (0.2 of the spec), where
+// g_i = dL/dw_i = v.c_i + distortion (2 sum_j w_j |m_i - m_j| + 2/3 w_i dt_i), m the middles of the pieces.
 template <int kDegree>
 __device__ inline void octree_gradients(const OctreeScene& scene, const int* begins, const unsigned* rows,
                                         const OctreeRecord* records, const Upstream& up, float4* gradients,
@@ -181,7 +191,7 @@ __device__ inline void octree_gradients(const OctreeScene& scene, const int* beg
     const int id = int(own), begin = begins[id], end = begins[id + 1];
     if (begin == end && !up.target) return;
     Vec3<float> sum = {0.0f, 0.0f, 0.0f};
-    float last = 1.0f;
+    float last = 1.0f, before[2] = {0.0f, 0.0f}, after[2] = {0.0f, 0.0f};  // sums of w and of w m on either side
     if (begin < end) {
         float origin[3], direction[3];
         scene.at(id, origin, direction);
@@ -190,7 +200,12 @@ __device__ inline void octree_gradients(const OctreeScene& scene, const int* beg
         for (int k = 0; k < kBasis; ++k) basis[(long long)id * kBasis + k] = look.basis[k];
         for (int i = begin; i < end; ++i) {
             const Vec3<float> c = look.color(scene.sh, int(__ldg(rows + i)));
-            sum = sum + __ldg(&records[i].weight) * c;
+            const float weight = __ldg(&records[i].weight);
+            sum = sum + weight * c;
+            if (up.spans) {
+                const float2 span = __ldg(up.spans + i);
+                before[0] += weight, before[1] += weight * (span.x + 0.5f * span.y);
+            }
             gradients[i] = make_float4(c.x, c.y, c.z, 0.0f);
         }
         last = __ldg(&records[end - 1].after);
@@ -211,7 +226,16 @@ __device__ inline void octree_gradients(const OctreeScene& scene, const int* beg
     for (int i = end - 1; i >= begin; --i) {
         const float4 record = __ldg(reinterpret_cast<const float4*>(records + i));  // weight, after, length, ray
         const float4 c = gradients[i];
-        const float seen = v.x * c.x + v.y * c.y + v.z * c.z, weight = record.x;
+        const float weight = record.x;
+        float seen = v.x * c.x + v.y * c.y + v.z * c.z;
+        if (up.spans) {
+            const float2 span = __ldg(up.spans + i);
+            const float middle = span.x + 0.5f * span.y;
+            before[0] -= weight, before[1] -= weight * middle;
+            const float apart = middle * (before[0] - after[0]) - (before[1] - after[1]);
+            seen += up.distortion * (2.0f * apart + (2.0f / 3.0f) * weight * span.y);
+            after[0] += weight, after[1] += weight * middle;
+        }
         gradients[i] = make_float4(weight * v.x * c.x * (1.0f - c.x), weight * v.y * c.y * (1.0f - c.y),
                                    weight * v.z * c.z * (1.0f - c.z), record.z * (record.y * seen - behind));
         behind += weight * seen;
@@ -223,9 +247,9 @@ __device__ inline void octree_gradients(const OctreeScene& scene, const int* beg
 using namespace maquette;
 
 // begins: [rays + 1] where each ray's records go, or null: they are only counted, into counts [rays].
-// rows: [records].  records: [records, 4].  Ten blocks at once: left to itself, ptxas spills for a sixteenth on sm_80.
+// rows: [records].  records: [records, 4].  spans: [records, 2] or null.  Ten blocks at once: left to itself, ptxas spills for a sixteenth on sm_80.
 MQ_KERNEL __launch_bounds__(kOctreeThreads, 10)
-octree_walk(MQ_OCTREE_PARAMETERS, const int* begins, int* counts, unsigned* rows, float* records) {
+octree_walk(MQ_OCTREE_PARAMETERS, const int* begins, int* counts, unsigned* rows, float* records, float* spans) {
     const OctreeScene scene = MQ_OCTREE_SCENE;
     const long long own = scene.own_ray();
     if (own >= scene.rays) return;
@@ -239,22 +263,24 @@ octree_walk(MQ_OCTREE_PARAMETERS, const int* begins, int* counts, unsigned* rows
         if (begins) {
             rows[at] = unsigned(met.row);
             reinterpret_cast<OctreeRecord*>(records)[at] = {met.weight, met.after, met.length, id};
+            if (spans) reinterpret_cast<float2*>(spans)[at] = make_float2(met.t, met.dt);
         }
         ++at;
     }
     if (!begins) counts[id] = at;
 }
 
-// v_rgb, v_last, or target and background; the others are null.  gradients: [records, 4].  basis: [rays, functions].
+// v_rgb, v_last, or target and background; the others are null.  spans: [records, 2] or null.  gradients: [records, 4].  basis: [rays, functions].
 // errors: [rays], squared, with a target only.
 #define MQ_OCTREE_GRADIENTS(degree)                                                                                    \
     MQ_KERNEL __launch_bounds__(kOctreeThreads)                                                                        \
     octree_gradients_##degree(MQ_OCTREE_PARAMETERS, const int* begins, const unsigned* rows, const float* records,     \
                               const float* v_rgb, const float* v_last, const float* target, const float* background,   \
-                              float* gradients, float* basis, float* errors) {                                         \
+                              const float* spans, float distortion, float* gradients, float* basis, float* errors) {   \
         octree_gradients<degree>(MQ_OCTREE_SCENE, begins, rows, reinterpret_cast<const OctreeRecord*>(records),        \
-                                 {v_rgb, v_last, target, background}, reinterpret_cast<float4*>(gradients), basis,     \
-                                 errors);                                                                              \
+                                 {v_rgb, v_last, target, background, reinterpret_cast<const float2*>(spans),           \
+                                  distortion},                                                                         \
+                                 reinterpret_cast<float4*>(gradients), basis, errors);                                 \
     }
 MQ_OCTREE_GRADIENTS(0)
 MQ_OCTREE_GRADIENTS(1)
@@ -289,12 +315,13 @@ octree_sum_gradients(const unsigned* rows, const unsigned* places, int count, co
     sum_records<GradientSums>(s, across, heads, tails, WriteGradients{functions, v_sigmas, v_sh});
 }
 
-// One step of Adam on the rows met; sigmas stay at least at `floor`, and each row's weights are added to `weights`.
+// One step of Adam on the rows met; sigmas stay at least at `floor`, and each row's weights are added to `weights` and
+// raise `maxima`.
 MQ_KERNEL __launch_bounds__(kSumThreads, 4)
 octree_train_leaves(const unsigned* rows, const unsigned* places, int count, const float* records,
                     const float* gradients, const float* basis, int functions, int across, float* heads, float* tails,
                     int leaves, float* sigmas, float* sh, float* sigma_moments, float* sh_moments, float* weights,
-                    float sigma_new1, float sigma_beta2, float sigma_new2, float sigma_rate, float sigma_inv_root_bias,
+                    float* maxima, float sigma_new1, float sigma_beta2, float sigma_new2, float sigma_rate, float sigma_inv_root_bias,
                     float sigma_eps, float sh_new1, float sh_beta2, float sh_new2, float sh_rate,
                     float sh_inv_root_bias, float sh_eps, float floor) {
     const SortedRecords s = {rows, places, count, reinterpret_cast<const OctreeRecord*>(records),
@@ -303,5 +330,5 @@ octree_train_leaves(const unsigned* rows, const unsigned* places, int count, con
     const AdamStep<float> of_sh = {sh_new1, sh_beta2, sh_new2, sh_rate, sh_inv_root_bias, sh_eps};
     sum_records<GradientSums>(
         s, across, heads, tails,
-        TrainLeaves{functions, leaves, sigmas, sh, sigma_moments, sh_moments, weights, of_sigma, of_sh, floor});
+        TrainLeaves{functions, leaves, sigmas, sh, sigma_moments, sh_moments, weights, maxima, of_sigma, of_sh, floor});
 }

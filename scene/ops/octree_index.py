@@ -213,47 +213,50 @@ def _node_reaches(held: Tensor, keys: Tensor, codes: Tensor, levels: Tensor, lev
 
     Cells along z become bits, four of a node and four of its neighbour in one byte.
     """
-    held = torch.cat(
-        [held, held.new_zeros(1, 4, 4, 4), held.new_ones(1, 4, 4, 4)]
-    )  # no node: all empty, or all one leaf
+    count = len(keys)
+    beside = _neighbours(keys, codes, levels, level).view(3, 3, 3, count)
     bits = torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device=held.device)
-    told = torch.zeros(len(keys), 4, 4, 4, dtype=torch.int32, device=held.device)
+    told = torch.zeros(count, 4, 4, 4, dtype=torch.int32, device=held.device)
+    nothing = torch.tensor([[[0]], [[15]]], dtype=torch.uint8, device=held.device).expand(2, 4, 4)
     for octant in range(8):
-        up = [bool(octant >> (2 - axis) & 1) for axis in range(3)]
-        flips = [1 + axis for axis in range(3) if not up[axis]]
-        nibbles = (held.flip(flips) * bits).sum(-1, dtype=torch.uint8)  # [N + 2, 4, 4], as seen along the octant
-        block = nibbles.new_zeros(len(keys), 8, 8)
-        for near in range(8):
-            step = [near >> (2 - axis) & 1 for axis in range(3)]
-            sides = [step[axis] if up[axis] else -step[axis] for axis in range(3)]
-            part = nibbles[_neighbours(keys, sides, codes, levels, level)]
-            x, y = (slice(4 * step[axis], 4 * step[axis] + 4) for axis in range(2))
-            block[:, x, y] |= part << 4 * step[2]
+        up = [1 if octant >> (2 - axis) & 1 else -1 for axis in range(3)]
+        flips = [1 + axis for axis in range(3) if up[axis] < 0]
+        nibbles = torch.cat([(held.flip(flips) * bits).sum(-1, dtype=torch.uint8), nothing])  # as seen on this way
+        block = nibbles.new_empty(count, 8, 8)
+        for x in (0, 1):
+            for y in (0, 1):
+                near, far = (nibbles[beside[1 + x * up[0], 1 + y * up[1], 1 + z * up[2]]] for z in (0, 1))
+                block[:, 4 * x : 4 * x + 4, 4 * y : 4 * y + 4] = near | far << 4
         reach = torch.ones_like(told, dtype=torch.uint8)
         for _ in range(2, NODE_REACH + 1):
             block = block | block >> 1
             block = block[:, :-1] | block[:, 1:]
             block = block[:, :, :-1] | block[:, :, 1:]
             reach += (block[:, :4, :4, None] & bits) == 0
-        told |= _code_of(reach).flip(flips) << 3 * octant
-    return torch.where(held[: len(keys)], 0, told)
+        code = reach - (reach == 1).to(reach.dtype)  # of REACHES: 0, 2, 3, 4
+        told |= code.flip(flips).int() << 3 * octant
+    return torch.where(held, 0, told)
 
 
-def _neighbours(keys: Tensor, sides: list[int], codes: Tensor, levels: Tensor, level: int) -> Tensor:
-    """Number of the node beside each of `keys` [N]; N where all is empty, N + 1 where one leaf covers it."""
-    count = len(keys)
-    if not any(sides):
-        return torch.arange(count, device=keys.device)
-    cells = decode(keys << 3 * (FINEST - level)) >> FINEST - level
-    cells = cells + torch.tensor(sides, device=keys.device)
-    inside = ((cells >= 0) & (cells < 1 << level)).all(1)
-    beside = encode((cells << FINEST - level).clamp(0, (1 << FINEST) - 1)) >> 3 * (FINEST - level)
-    place = torch.searchsorted(keys, beside).clamp_max(count - 1)
-    rows = torch.searchsorted(codes, beside << 3 * (FINEST - level), right=True) - 1
-    above = rows.clamp_min(0)
-    covered = (rows >= 0) & (beside << 3 * (FINEST - level) < codes[above] + span(levels[above]))
-    found = torch.where(keys[place] == beside, place, torch.where(covered, count + 1, count))
-    return torch.where(inside, found, count)
+def _neighbours(keys: Tensor, codes: Tensor, levels: Tensor, level: int) -> Tensor:
+    """[27, N] numbers of the nodes around each node, itself in the middle, sides in order of x, y, z.
+
+    N stands for an empty cube, N + 1 for one that a leaf covers.
+    """
+    count, fine = len(keys), FINEST - level
+    cells = decode(keys << 3 * fine) >> fine
+    steps = torch.arange(-1, 2, device=keys.device)
+    cells = cells + torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), dim=-1).view(27, 1, 3)
+    inside = ((cells >= 0) & (cells < 1 << level)).all(-1)
+    beside = encode(cells.clamp(0, (1 << level) - 1))
+    found = torch.searchsorted(keys, beside).clamp_max(count - 1)
+    found = torch.where((keys[found] == beside) & inside, found, count)
+    missing = ((found == count) & inside).nonzero(as_tuple=True)
+    starts = beside[missing] << 3 * fine
+    rows = (torch.searchsorted(codes, starts, right=True) - 1).clamp_min(0)
+    covered = (codes[rows] <= starts) & (starts < codes[rows] + span(levels[rows]))
+    found[missing] += covered.long()
+    return found
 
 
 def _code_of(reach: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Rays:
 
 @dataclass(frozen=True)
 class Seen:
-    """What rays see. rgb: [R, 3] without background.  last: [R] light left at the end.
+    """What rays see. rgb: [R, 3], over the background where one was given.  last: [R] light left at the end.
 
     depth: [R] mean t, 0 where nothing is met.  median: [R] t at which half the light is left, 0 where more remains.
     Both are None unless asked for and have no gradient.
@@ -81,21 +81,30 @@ def render_octree(
     least: float = 0.0,
     whole: bool = False,
     with_depth: bool = False,
+    background: Tensor | None = None,
 ) -> Seen:
     """What rays see of the leaves.
 
-    sigmas: [L] float32 or float64.  sh_coeffs: [L, K, 3].  stop: a ray ends when less light is left.
-    least: leaves of at most this
-    density are passed through.  whole: rays ended early show their colour divided by what they have gathered, and no
-    background (the viewer's rule).  Differentiable in both unless `whole`.  Source: specs/recon.md, 2d and 0.2.
-    Raises ValueError when shapes do not fit.
+    sigmas: [L] float32 or float64.  sh_coeffs: [L, K, 3].  stop: a ray ends when less light is left.  least: leaves of
+    at most this density are passed through.  whole: rays ended early show their colour divided by what they have
+    gathered, and no background (the viewer's rule).  background: [3] colour behind the leaves.  Differentiable in both
+    unless `whole`.  Source: specs/recon.md, 2d and 0.2.  Raises ValueError when shapes do not fit.
     """
     _check(sigmas, sh_coeffs, index, rays)
     if native.has(sigmas.device, sigmas.dtype):
         leaves = (sigmas.contiguous(), sh_coeffs.contiguous())
-        return Seen(*_Render.apply(*leaves, index, rays, stop, least, whole, with_depth))
+        behind = None if background is None else background.to(sigmas).contiguous()
+        return Seen(*_Render.apply(*leaves, index, rays, stop, least, whole, with_depth, behind))
     return render_octree_reference(
-        sigmas, sh_coeffs, index, rays, stop=stop, least=least, whole=whole, with_depth=with_depth
+        sigmas,
+        sh_coeffs,
+        index,
+        rays,
+        stop=stop,
+        least=least,
+        whole=whole,
+        with_depth=with_depth,
+        background=background,
     )
 
 
@@ -104,30 +113,31 @@ class _Render(torch.autograd.Function):
     def forward(
         ctx: Any, sigmas: Tensor, sh_coeffs: Tensor, index: OctreeIndex, rays: Rays, *options: Any
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        stop, least, whole, deep = options
+        stop, least, whole, deep, background = options
         ctx.save_for_backward(sigmas, sh_coeffs)
-        ctx.others = index, rays, stop, least, whole
+        ctx.others = index, rays, stop, least, whole, background
         count = len(rays)
         rgb, last = sigmas.new_empty(count, 3), sigmas.new_empty(count)
         depth, median = (sigmas.new_empty(count), sigmas.new_empty(count)) if deep else (None, None)
         if deep:
             ctx.mark_non_differentiable(depth, median)
         arguments = scene_arguments(sigmas, sh_coeffs, index, rays, stop, least)
-        native.kernels(sigmas.device).octree_render(*arguments, whole, rgb, last, depth, median)
+        native.kernels(sigmas.device).octree_render(*arguments, whole, background, rgb, last, depth, median)
         return rgb, last, depth, median
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         sigmas, sh_coeffs = ctx.saved_tensors
-        index, rays, stop, least, whole = ctx.others
+        index, rays, stop, least, whole, background = ctx.others
         if whole:
             raise ValueError("a picture drawn with whole=True has no gradient; it is for viewing")
         v_sigmas, v_sh = torch.empty_like(sigmas), torch.empty_like(sh_coeffs)
         arguments = scene_arguments(sigmas, sh_coeffs, index, rays, stop, least)
+        v_last = v[1] if background is None else v[1] + v[0] @ background
         native.kernels(sigmas.device).octree_backward(
-            *arguments, v[0].contiguous(), v[1].contiguous(), v_sigmas, v_sh.view(len(v_sh), 3 * v_sh.shape[1])
+            *arguments, v[0].contiguous(), v_last.contiguous(), v_sigmas, v_sh.view(len(v_sh), 3 * v_sh.shape[1])
         )
-        return v_sigmas, v_sh, None, None, None, None, None, None
+        return v_sigmas, v_sh, *[None] * 7
 
 
 def leaf_weights(
@@ -172,6 +182,7 @@ def render_octree_reference(
     least: float = 0.0,
     whole: bool = False,
     with_depth: bool = False,
+    background: Tensor | None = None,
 ) -> Seen:
     """The same in plain torch: all rays walk in step, each look-up a search among the leaves' codes."""
     hits = _walk(sigmas, index, rays, stop, least)
@@ -186,6 +197,8 @@ def render_octree_reference(
         ended = last < stop
         gain = torch.where(ended, 1 / (1 - last), 1)
         rgb, last = rgb * gain[:, None], torch.where(ended, 0, last)
+    if background is not None:
+        rgb = rgb + last[:, None] * background.to(rgb)
     if not with_depth:
         return Seen(rgb, last)
     weights, after = hits.weights.detach(), hits.after.detach()
@@ -197,6 +210,21 @@ def render_octree_reference(
     median = sigmas.new_zeros(count)
     median[hits.rays[half]] = (hits.t + share.clamp(0, 1) * hits.dt)[half]
     return Seen(rgb, last, torch.where(total > 0, middle / total.clamp_min(1e-30), 0), median)
+
+
+def distortion_reference(sigmas: Tensor, index: OctreeIndex, rays: Rays, stop: float = 0.0) -> Tensor:
+    """Sum over rays of how far each one's light lies apart along t, in plain torch; differentiable in sigmas.
+
+    sum_ij w_i w_j |m_i - m_j| + 1/3 sum_i w_i^2 dt_i with the middles m of the pieces (mip-NeRF 360, Barron et al.,
+    2022, eq. 15). Pairs within a ray are formed outright.
+    """
+    hits = _walk(sigmas, index, rays, stop, 0.0)
+    total = (hits.weights.square() * hits.dt).sum() / 3
+    middles = hits.t + 0.5 * hits.dt
+    for ray in hits.rays.unique():
+        w, m = (value[hits.rays == ray] for value in (hits.weights, middles))
+        total = total + (w[:, None] * w * (m[:, None] - m).abs()).sum()
+    return total
 
 
 @dataclass(frozen=True)

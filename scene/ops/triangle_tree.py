@@ -184,9 +184,9 @@ def nearest_reference(tree: TriangleTree, points: Tensor) -> Found:
             return least <= bound[point] * SLACK
 
         point, index = _triangles_of(tree, len(p), may_hold)
-        corners = tree.triangles[index].view(-1, 3, 3)
-        shares = _nearest_shares(*corners.unbind(1), p[point])
-        distance = (shares[:, :, None] * (corners - p[point, None])).sum(1).norm(dim=1)
+        corners = tree.triangles[index].view(-1, 3, 3) - p[point, None]
+        shares = _nearest_shares(corners)
+        distance = (shares[:, :, None] * corners).sum(1).norm(dim=1)
         return _best(tree, len(p), point, index, distance, shares)
 
     return _in_parts(some, len(points))
@@ -234,21 +234,21 @@ def _volume(p: Tensor, q: Tensor, direction: Tensor) -> Tensor:
     return (torch.linalg.cross(p - q, p + q) * direction).sum(1)
 
 
-def _nearest_shares(a: Tensor, b: Tensor, c: Tensor, p: Tensor) -> Tensor:
-    """[P, 3] shares of the corners in the nearest place: one on a side, or the one inside where there is any."""
-    sides = []
-    for i, (start, end) in enumerate(((a, b), (b, c), (c, a))):
-        along = end - start
-        share = (((p - start) * along).sum(1) / along.square().sum(1).clamp(min=1e-38)).clamp(0, 1)
-        shares = torch.zeros(len(p), 3)
+def _nearest_shares(corners: Tensor) -> Tensor:
+    """[P, 3] shares of the corners [P, 3, 3] in the place nearest to the origin: on a side, or the foot inside."""
+    ways = []
+    for i in range(3):
+        start, along = corners[:, i], corners[:, (i + 1) % 3] - corners[:, i]
+        share = (-(start * along).sum(1) / along.square().sum(1).clamp(min=1e-38)).clamp(0, 1)
+        shares = torch.zeros(len(corners), 3)
         shares[:, i], shares[:, (i + 1) % 3] = 1 - share, share
-        sides.append(shares)
+        ways.append(shares)
+    a, b, c = corners.unbind(1)
     normal = torch.linalg.cross(b - a, c - a)
-    whole = normal.square().sum(1)
-    inner = [(torch.linalg.cross(q - p, r - p) * normal).sum(1) / whole for q, r in ((b, c), (c, a), (a, b))]
-    inside = torch.stack(inner, dim=1)
-    there = (inside >= 0).all(1) & (whole > 0)
-    ways = torch.stack([*sides, torch.where(there[:, None], inside, sides[0])], dim=1)  # [P, 4, 3]
-    corners = torch.stack([a, b, c], dim=1) - p[:, None]
-    best = (ways[..., None] * corners[:, None]).sum(2).square().sum(-1).argmin(1)
-    return ways[torch.arange(len(p)), best]
+    foot = torch.stack([(torch.linalg.cross(q, r) * normal).sum(1) for q, r in ((b, c), (c, a), (a, b))], dim=1)
+    whole = foot.sum(1, keepdim=True)
+    inside = (foot >= 0).all(1, keepdim=True) & (whole > 0)
+    ways.append(torch.where(inside, foot / whole, ways[0]))
+    choice = torch.stack(ways, dim=1)  # [P, 4, 3]
+    best = (choice[..., None] * corners[:, None]).sum(2).square().sum(-1).argmin(1)
+    return choice[torch.arange(len(corners)), best]

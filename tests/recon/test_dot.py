@@ -73,14 +73,14 @@ def test_training_gains_a_decibel_and_dot_loses_leaves_but_no_quality(fixture: F
     """T7 at small size."""
     cameras = [shown.camera.to(dtype=torch.float32) for shown in fixture.train]
     baked = bake(soft_field(fixture), torch.full((3,), -1.05), torch.full((3,), 1.05), 6, cameras)
-    config = dot.Config(variant="pot", level=6, epochs=20, prune=0.16, split=0.0)
+    config = dot.Config(variant="pot", level=6, epochs=20, distortion=0.003)  # FX-A is fog all through
     static = trained(baked, capture, config)
     dynamic = trained(baked, capture, replace(config, variant="dot"))
     before, fixed, changed = (score(octree, capture, config) for octree in (baked, static, dynamic))
     assert fixed >= before + 1
     assert len(dynamic) <= 0.6 * len(static)
     assert changed >= fixed - 0.1
-    assert leaves_met(dynamic, capture) < leaves_met(static, capture)
+    assert leaves_met(dynamic, capture) <= 0.85 * leaves_met(static, capture)
 
 
 @needs_kernels

@@ -100,7 +100,7 @@ def test_values_follow_their_leaves_through_edits() -> None:
 def test_what_rays_do_not_use_goes_and_what_they_use_most_is_split() -> None:
     octree = random_octree(4)
     weights = torch.arange(len(octree), dtype=torch.float32)
-    left = drop(octree, weights, 10.0)
+    left = drop(octree, weights >= 10)
     assert bool((left.carry(weights) >= 10).all()) and bool((left.octree.sigmas > 0).all())
     finer = grow(octree, weights, 0.1, 1 << 20, 4)
     twice = torch.bincount(finer.first, minlength=len(octree)) == 8
@@ -133,11 +133,12 @@ def test_a_baked_field_has_its_densities_and_looks_like_it() -> None:
 
 
 @needs_kernels
-def test_a_step_is_adam_on_the_gradient_of_the_squared_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("distortion", [0.0, 0.5])
+def test_a_step_is_adam_on_the_gradient_of_the_loss(distortion: float, monkeypatch: pytest.MonkeyPatch) -> None:
     octree, view = random_octree(5, 2), camera()
     generator = torch.Generator().manual_seed(0)
     photos = torch.rand(3, view.height, view.width, 3, generator=generator)
-    ours, rates = OctreeStep(octree), Rates(0.5, 0.05)
+    ours, rates = OctreeStep(octree), Rates(0.5, 0.05, distortion=distortion)
     monkeypatch.setenv("MAQUETTE_BACKEND", "reference")
     twin = OctreeStep(octree)
     monkeypatch.delenv("MAQUETTE_BACKEND")
@@ -150,8 +151,29 @@ def test_a_step_is_adam_on_the_gradient_of_the_squared_error(monkeypatch: pytest
         close = (mine - others).abs() <= 0.02 * (rates.sigmas if name == "sigmas" else rates.sh_coeffs) * 3
         assert float(close.float().mean()) > 0.995  # where a gradient is nearly 0, Adam makes a step of its noise
     torch.testing.assert_close(ours.weights, twin.weights, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours.maxima, twin.maxima, rtol=1e-3, atol=1e-4)
+    assert bool((ours.maxima <= ours.weights + 1e-6).all()) and float(ours.maxima.max()) > 0.3
     assert float(ours.octree.sigmas[ours.weights > 0].min()) >= 0.99 * FLOOR
+    ours.forget_light()
+    assert not bool(ours.weights.any()) and not bool(ours.maxima.any())
     assert ours.octree.sigmas.data_ptr() != octree.sigmas.data_ptr()
+
+
+@needs_kernels
+def test_the_distortion_loss_makes_fog_thin() -> None:
+    """Fog along a ray in front of a picture it cannot explain better: light gathers in fewer leaves."""
+    view, held = camera(), []
+    for distortion in (0.0, 5.0):
+        step = OctreeStep(uniform_octree(4, 1.0, 0))
+        target = torch.full((view.height, view.width, 3), 0.5)
+        for _ in range(60):
+            step.forget_light()
+            step.take(view, target, torch.zeros(3), Rates(0.3, 0.0, distortion=distortion))
+        held.append(step)
+    plain, drawn = held
+    assert float(drawn.maxima.square().sum() / drawn.weights.sum()) > 2 * float(
+        plain.maxima.square().sum() / plain.weights.sum()
+    )
 
 
 def test_edits_of_nothing() -> None:

@@ -72,6 +72,7 @@ def octree_render(
     stop: float,
     least: float,
     whole: bool,
+    background: Tensor | None,
     rgb: Tensor,
     last: Tensor,
     depth: Tensor | None,
@@ -81,4 +82,4 @@ def octree_render(
     seen = (origins, directions, camera, width, height, stop, least)
     scene = OctreeScene.of(top, nodes, shape, frame, sigmas, sh, *seen)
     name = f"octree_render_{scene.degree}"
-    launch("octree_render", name, scene.grid, THREADS, *scene.arguments, whole, rgb, last, depth, median)
+    launch("octree_render", name, scene.grid, THREADS, *scene.arguments, whole, background, rgb, last, depth, median)

@@ -21,11 +21,15 @@ SUM_THREADS, PIECE = 256, 32  # kSumThreads and kPiece of cuda/gpu/octree_train.
 
 
 class Records(NamedTuple):
-    """Leaves met by all rays. begins: [R + 1], where those of each ray begin.  rows: [H].  records: [H, 4]."""
+    """Leaves met by all rays. begins: [R + 1], where those of each ray begin.  rows: [H].  records: [H, 4].
+
+    spans: [H, 2] t at which each piece begins and its length, where they are wanted.
+    """
 
     begins: Tensor
     rows: Tensor
     records: Tensor
+    spans: Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -112,6 +116,7 @@ class OctreeTrainer:
         sigma_moments: Tensor,
         sh_moments: Tensor,
         weights: Tensor,
+        maxima: Tensor,
         number: int,
         lr_sigma: float,
         lr_sh: float,
@@ -119,19 +124,22 @@ class OctreeTrainer:
         beta2: float,
         eps: float,
         floor: float,
+        distortion: float,
     ) -> float:
-        """Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met.
+        """Sum of squared errors against target [R, 3] over background [3]; then one step of Adam on the rows met, down
+        the errors and `distortion` times each ray's distortion.
 
-        sigma_moments: [2, L].  sh_moments: [2, L, 3K].  weights: [L], to which those in this picture are added.
+        sigma_moments: [2, L].  sh_moments: [2, L, 3K].  weights, maxima: [L], to which those in this picture are added,
+        and which they raise.
         Sigmas stay at least at `floor`. All are written in place.
         """
         seen = (None, None, camera, width, height, stop, least)
         scene = OctreeScene.of(top, nodes, shape, frame, sigmas, sh, *seen)
-        if tuple(target.shape) != (scene.rays, 3) or len(weights) != len(sigmas):
+        if tuple(target.shape) != (scene.rays, 3) or len(weights) != len(sigmas) or len(maxima) != len(sigmas):
             raise ValueError("target must have a row per pixel, weights a number per leaf")
-        found = _walk(scene, sigmas)
-        by_record = _differentiate(scene, found, (None, None, target, background))
-        leaves = (len(sigmas), sigmas, sh, sigma_moments, sh_moments, weights)
+        found = _walk(scene, sigmas, with_spans=distortion != 0)
+        by_record = _differentiate(scene, found, (None, None, target, background), distortion)
+        leaves = (len(sigmas), sigmas, sh, sigma_moments, sh_moments, weights, maxima)
         steps = (Constants.of(number, lr, beta1, beta2, eps) for lr in (lr_sigma, lr_sh))
         outputs = (*leaves, *(constant for step in steps for constant in step), float(floor))
         functions = by_record.basis.shape[1]
@@ -140,27 +148,31 @@ class OctreeTrainer:
         return float(by_record.errors.sum(dtype=torch.float64))
 
 
-def _walk(scene: OctreeScene, like: Tensor) -> Records:
+def _walk(scene: OctreeScene, like: Tensor, with_spans: bool = False) -> Records:
     """Waits for the device."""
     counts, begins = (scratch(scene.rays + more, torch.int32, like) for more in (0, 1))
-    launch("octree_train", "octree_walk", scene.grid, THREADS, *scene.arguments, None, counts, None, None)
+    launch("octree_train", "octree_walk", scene.grid, THREADS, *scene.arguments, None, counts, None, None, None)
     exclusive_sum(counts, begins[: scene.rays], begins[scene.rays :])
     total = int(begins[scene.rays :].item())
     if total >= MOST:
         raise ValueError(f"{scene.rays} rays meet more leaves than an int can count; take fewer at a time")
     rows, records = scratch(total, torch.int32, like), scratch(4 * total, torch.float32, like)
-    launch("octree_train", "octree_walk", scene.grid, THREADS, *scene.arguments, begins, None, rows, records)
-    return Records(begins, rows, records.view(total, 4))
+    spans = scratch(2 * total, torch.float32, like) if with_spans else None
+    launch("octree_train", "octree_walk", scene.grid, THREADS, *scene.arguments, begins, None, rows, records, spans)
+    return Records(begins, rows, records.view(total, 4), spans)
 
 
-def _differentiate(scene: OctreeScene, found: Records, upstream: tuple[Tensor | None, ...]) -> Gradients:
+def _differentiate(
+    scene: OctreeScene, found: Records, upstream: tuple[Tensor | None, ...], distortion: float = 0.0
+) -> Gradients:
     functions = (scene.degree + 1) ** 2
     gradients = torch.empty_like(found.records)
     basis = scratch(scene.rays * functions, torch.float32, gradients).view(scene.rays, functions)
     errors = scratch(scene.rays, torch.float32, gradients)
     name = f"octree_gradients_{scene.degree}"
     outputs = (gradients, basis, errors)
-    launch("octree_train", name, scene.grid, THREADS, *scene.arguments, *found, *upstream, *outputs)
+    inputs = (found.begins, found.rows, found.records, *upstream, found.spans, float(distortion))
+    launch("octree_train", name, scene.grid, THREADS, *scene.arguments, *inputs, *outputs)
     return Gradients(gradients, basis, errors)
 
 

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from scene import sh
+from scene.cameras import Camera, look_at
 from scene.octree import Octree, from_cells
 from scene.ops import native
 from scene.ops.octree_index import EMPTY, FINEST, REACHES, build_index, decode, encode, locate, span
-from scene.ops.octree_render import Rays, Seen, leaf_weights, render_octree, render_octree_reference
+from scene.ops.octree_render import (
+    Rays,
+    Seen,
+    distortion_reference,
+    leaf_weights,
+    render_octree,
+    render_octree_reference,
+)
 from tests.scene.octrees import camera, random_leaves, random_octree, random_rays
 
 needs_kernels = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="the CPU module is not compiled")
@@ -103,6 +111,50 @@ def test_what_an_empty_word_promises_is_empty(levels: int) -> None:
         inside = (low[:, None] + offsets * side[:, None]) / cells
         rows, _ = locate(index, inside.view(-1, 3))
         assert bool((rows == -1).all())
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [1, 4, 8])
+def test_a_camera_sees_what_a_list_of_its_rays_sees(levels: int, dtype: torch.dtype) -> None:
+    """A camera's packets begin at the first content and end behind the last; a list's begin at the box of all leaves.
+
+    From outside, from within, across the edge of the view, behind the camera, through a tele and a wide lens.
+    """
+    octree = random_octree(levels, 1)
+    octree = Octree(octree.sigmas.to(dtype), octree.sh_coeffs.to(dtype), octree.index)
+    generator = torch.Generator().manual_seed(5)
+    met = 0.0
+    for number in range(24):
+        eye = (torch.rand(3, generator=generator, dtype=dtype) - 0.5) * (0.8, 2.5, 6.0)[number % 3]
+        target = (torch.rand(3, generator=generator, dtype=dtype) - 0.5) * (1.0, 3.0)[number % 2]
+        focal = (12.0, 40.0, 400.0)[number // 8]
+        K = torch.tensor([[focal, 0, 19.3], [0, 1.1 * focal, 15.1], [0, 0, 1]], dtype=dtype)
+        view = Camera(K, look_at(eye, target, torch.tensor([0.1, 0.2, 1.0], dtype=dtype)), 37, 29)
+        drawn, listed = (seen(octree, rays, with_depth=True) for rays in (Rays(camera=view), of_list(view)))
+        tolerance = 1e-10 if dtype == torch.float64 else 2e-4  # float32: places to 1e-6 of the cube, densities of 30
+        torch.testing.assert_close(drawn.rgb, listed.rgb, rtol=0, atol=tolerance)
+        torch.testing.assert_close(drawn.last, listed.last, rtol=0, atol=tolerance)
+        met += float((1 - drawn.last).mean())
+    assert met > 1
+
+
+def of_list(view: Camera) -> Rays:
+    return Rays(*Rays(camera=view).expanded())
+
+
+def test_distortion_of_two_leaves_in_closed_form() -> None:
+    """A ray along x through two leaves of 0.25 with a gap between them, densities 2 and 3."""
+    octree = from_cells(
+        torch.tensor([[0, 1, 1], [2, 1, 1]]), 2, torch.tensor([2.0, 3.0]), torch.zeros(2, 1, 3), HALF, HALF
+    )
+    sigmas = octree.sigmas.double().requires_grad_()
+    rays = Rays(torch.tensor([[-2.0, -0.3, -0.3]]).double(), torch.tensor([[1.0, 0.0, 0.0]]).double())
+    found = distortion_reference(sigmas, octree.index, rays)
+    first, second = 1 - math.exp(-1.0), math.exp(-1.0) * (1 - math.exp(-1.5))  # leaves are 0.5 of the world wide
+    wanted = 2 * first * second * 1.0 + (first**2 + second**2) * 0.5 / 3
+    assert float(found) == pytest.approx(wanted, rel=1e-9)
+    assert torch.autograd.gradcheck(lambda s: distortion_reference(s, octree.index, rays), (sigmas,))
 
 
 def test_leaves_that_overlap_are_refused() -> None:

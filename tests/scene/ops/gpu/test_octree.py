@@ -76,12 +76,13 @@ def test_agrees_with_the_twin_in_double(host_gpu: HostGpu) -> None:
 class Training:
     """Steps of the trainer that serves the CPU's tensors now, and what they left."""
 
-    def __init__(self, octree: Octree, steps: int = 3) -> None:
+    def __init__(self, octree: Octree, steps: int = 3, distortion: float = 0.5) -> None:
         generator = torch.Generator().manual_seed(0)
         self.sigmas, self.sh = octree.sigmas.clamp_min(FLOOR), octree.sh_coeffs.clone()
         count, numbers = len(octree), self.sh[0].numel()
         self.sigma_moments, self.sh_moments = torch.zeros(2, count), torch.zeros(2, count, numbers)
-        self.weights, self.errors = torch.zeros(count), torch.zeros(steps, dtype=torch.float64)
+        self.weights, self.maxima = torch.zeros(count), torch.zeros(count)
+        self.errors = torch.zeros(steps, dtype=torch.float64)
         trainer = native.kernels(torch.device("cpu")).OctreeTrainer()
         for number in range(steps):
             photo = torch.rand(len(VIEW), 3, generator=generator)
@@ -89,8 +90,8 @@ class Training:
             *table, sigmas, sh, _, _, view, width, height, stop, least = scene_arguments(
                 self.sigmas, self.sh, octree.index, VIEW, STOP, 0.0
             )
-            moments = (self.sigma_moments, self.sh_moments, self.weights)
-            lengths = (number + 1, 0.5, 0.05, 0.9, 0.99, EPS, FLOOR)
+            moments = (self.sigma_moments, self.sh_moments, self.weights, self.maxima)
+            lengths = (number + 1, 0.5, 0.05, 0.9, 0.99, EPS, FLOOR, distortion)
             image = (view, width, height, stop, least, photo, background)
             self.errors[number] = trainer.step(*table, sigmas, sh, *image, *moments, *lengths)
 
@@ -103,8 +104,8 @@ def test_training_steps_agree_with_the_cpu(octree: Octree, host_gpu: HostGpu) ->
         got, got_one = Training(octree), Training(octree, steps=1)
     torch.testing.assert_close(got.errors, wanted.errors, rtol=1e-4, atol=0)
     assert_agree(
-        {name: getattr(got_one, name) for name in ("sigma_moments", "sh_moments", "weights", "errors")},
-        {name: getattr(one, name) for name in ("sigma_moments", "sh_moments", "weights", "errors")},
+        {name: getattr(got_one, name) for name in ("sigma_moments", "sh_moments", "weights", "maxima", "errors")},
+        {name: getattr(one, name) for name in ("sigma_moments", "sh_moments", "weights", "maxima", "errors")},
     )
     for name, rate in (("sigmas", 0.5), ("sh", 0.05)):
         apart = (getattr(got, name) - getattr(wanted, name)).abs()
