@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from generation.diffusers_files import find_model, wanted_files
 from generation.diffusers_prior import load_prior
@@ -172,6 +172,33 @@ def test_a_tokenizer_of_old_files_reads_the_same_words(good: Path, copy: Path) -
     (copy / "tokenizer" / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
     (copy / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     assert torch.equal(predicted(copy), predicted(good))
+
+
+def test_weights_under_their_names_of_2022_are_the_same_model(good: Path, copy: Path) -> None:
+    """Stable Diffusion 1.5 was saved when CLIP's tensors had a prefix and the VAE's attention had other names."""
+    file = copy / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, file, {"format": "pt"})
+    file = copy / "vae" / f"{UNET}.safetensors"
+    renamed, weights = 0, {}
+    for name, tensor in load_file(file).items():
+        old = name
+        for new, was in (
+            (".to_q.", ".query."),
+            (".to_k.", ".key."),
+            (".to_v.", ".value."),
+            (".to_out.0.", ".proj_attn."),
+        ):
+            old = old.replace(new, was) if "attentions" in name else old
+        renamed += old != name
+        weights[old] = tensor
+    save_file(weights, file, {"format": "pt"})
+    one, other = load_prior(str(good)), load_prior(str(copy))
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert renamed == 16
+    torch.testing.assert_close(other.words("a chair").context, one.words("a chair").context, rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.encode(picture), one.encode(picture), rtol=0, atol=1e-5)
 
 
 def test_what_a_folder_states_of_itself(copy: Path) -> None:
