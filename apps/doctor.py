@@ -84,7 +84,7 @@ def _libraries() -> Finding:
     import importlib
 
     broken = []
-    modules = ("torch", "numpy", "PIL", "pillow_heif", "pycolmap", "trimesh", "open3d", "fast_simplification")
+    modules = ("torch", "numpy", "PIL", "pillow_heif", "pycolmap", "trimesh", "fast_simplification")
     for name in (*modules, "av", "cv2", "scipy", "safetensors"):
         try:
             importlib.import_module(name)

@@ -34,8 +34,9 @@ from scene.cameras import Camera
 from scene.formats import load_mesh, save_mesh
 from scene.gaussians import Gaussians
 from scene.mesh import Mesh, decimate
-from scene.mesh_distance import Box, chamfer, sample_surface
+from scene.mesh_distance import Box, chamfer, nearest_faces, sample_surface
 from scene.mesh_extraction import MeshConfig, gaussians_to_mesh
+from scene.mesh_rays import RayCaster
 from scene.rasterize import render
 from scene.runs import Run
 
@@ -72,15 +73,8 @@ def sample_truth_of(seen: RunCameras) -> Truth | None:
 
 def depth_of(mesh: Mesh, camera: Camera) -> NDArray[np.float32]:
     """[H, W] z-depth of the mesh, infinite where the ray meets nothing."""
-    import open3d as o3d
-
-    origins, directions = camera.to(dtype=torch.float64).rays()
-    centre = mesh.vertices.mean(axis=0)  # the library works in float32
-    scene = o3d.t.geometry.RaycastingScene()
-    points = o3d.core.Tensor.from_numpy((mesh.vertices - centre).astype(np.float32))
-    scene.add_triangles(points, o3d.core.Tensor.from_numpy(mesh.faces.astype(np.uint32)))
-    rays = np.concatenate([origins.numpy() - centre, directions.numpy()], axis=2).astype(np.float32)
-    return scene.cast_rays(o3d.core.Tensor.from_numpy(np.ascontiguousarray(rays)))["t_hit"].numpy()
+    hits = RayCaster(mesh).view(camera)
+    return np.where(hits.face >= 0, hits.depth, np.float32(np.inf)).reshape(camera.height, camera.width)
 
 
 def against_truth(mesh: Mesh, seen: RunCameras, truth: Truth) -> dict[str, float]:
@@ -108,16 +102,10 @@ def against_truth(mesh: Mesh, seen: RunCameras, truth: Truth) -> dict[str, float
 
 def _normal_error(mesh: Mesh, truth: Truth) -> float:
     """Mean angle in degrees between the normal of the mesh and that of the nearest true point, in the box."""
-    import open3d as o3d
-
     points, faces = sample_surface(mesh, 100_000, np.random.default_rng(0))
     inside = truth.box.holds(points)
     points, faces = points[inside], faces[inside]
-    scene = o3d.t.geometry.RaycastingScene()
-    vertices = o3d.core.Tensor.from_numpy(truth.mesh.vertices.astype(np.float32))
-    scene.add_triangles(vertices, o3d.core.Tensor.from_numpy(truth.mesh.faces.astype(np.uint32)))
-    nearest = scene.compute_closest_points(o3d.core.Tensor.from_numpy(points.astype(np.float32)))
-    true = nearest["primitive_normals"].numpy()
+    true = truth.mesh.face_normals[nearest_faces(points, truth.mesh)]
     ours = mesh.face_normals[faces]
     ours = ours / np.linalg.norm(ours, axis=1, keepdims=True)
     true = true / np.linalg.norm(true, axis=1, keepdims=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scene.cameras import Camera
 from scene.errors import InputError, ResourceError
+from scene.marching_cubes import marching_cubes
 from scene.mesh import Mesh
 from scene.mesh_distance import Box
 from scene.ops.tsdf import BLOCK, FREE_DEPTH, ObservedDepth, integrate
@@ -148,58 +149,10 @@ def fuse_depths(
         seen = replace(seen, camera=_moved(seen.camera, -shift))
         integrate(tsdf, weights, blocks, seen, voxel_size=voxel_size, truncation=truncation)
         progress(len(frames) + done + 1, total, "fusing depth images")
-    mesh = extract(tsdf, weights, blocks, voxel_size=voxel_size, least_weight=least_weight)
+    mesh = marching_cubes(tsdf, weights, blocks, voxel_size=voxel_size, least_weight=least_weight)
     if not len(mesh.faces):
         raise InputError("the cameras do not agree on any surface, so there is no mesh; look at the splats first")
     return replace(mesh, vertices=mesh.vertices + marks.origin)
-
-
-def extract(tsdf: Tensor, weights: Tensor, blocks: Tensor, *, voxel_size: float, least_weight: float) -> Mesh:
-    """Marching cubes over the cells all of whose corners have at least `least_weight`; no colours.
-
-    tsdf, weights: [B, 8, 8, 8]; blocks: [B, 3]; see scene/ops/tsdf.py.
-    """
-    import open3d as o3d
-
-    core = o3d.core
-    count = len(blocks)
-    grid = o3d.t.geometry.VoxelBlockGrid(
-        ("tsdf", "weight"),
-        (core.float32, core.float32),
-        (core.SizeVector([1]), core.SizeVector([1])),
-        voxel_size=1.0,
-        block_resolution=BLOCK,
-        block_count=max(1, count),
-        device=core.Device("CPU:0"),
-    )
-    keys = blocks.to(torch.int32).contiguous().numpy()  # the library would ignore strides
-    slots, _ = grid.hashmap().activate(core.Tensor.from_numpy(keys))
-    slots = slots.numpy().astype(np.int64)
-    grid.attribute("tsdf").numpy()[slots] = tsdf.to(torch.float32).numpy()[..., None]
-    grid.attribute("weight").numpy()[slots] = weights.to(torch.float32).numpy()[..., None]
-    try:
-        surface = grid.extract_triangle_mesh(least_weight)
-    except RuntimeError as error:
-        if "SetVertexColors" not in str(error):
-            raise
-        # The library trips over its own empty list of colours when there is no surface.
-        return Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int32))
-    vertices = surface.vertex.positions.numpy().astype(np.float64) * voxel_size
-    return in_fixed_order(Mesh(vertices, surface.triangle.indices.numpy().astype(np.int32)))
-
-
-def in_fixed_order(mesh: Mesh) -> Mesh:
-    """The same uncoloured mesh with vertices sorted by place and faces by vertices.
-
-    The library's threads number vertices as they come; decimation depends on the order, and a run must not.
-    """
-    order = np.lexsort(mesh.vertices.T)
-    rank = np.empty(len(order), dtype=np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    faces = rank[mesh.faces]
-    first = faces.argmin(axis=1)[:, None]
-    faces = np.take_along_axis(faces, (first + np.arange(3)) % 3, axis=1)
-    return Mesh(mesh.vertices[order], faces[np.lexsort(faces.T[::-1])])
 
 
 def colors_from_frames(mesh: Mesh, frames: Sequence[DepthFrame], *, tolerance: float) -> NDArray[np.uint8]:

@@ -42,7 +42,7 @@ def commit() -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries whose change could change a result."""
-    names = ("torch", "numpy", "pillow", "pillow-heif", "pycolmap", "open3d", "trimesh", "fast-simplification", "scipy")
+    names = ("torch", "numpy", "pillow", "pillow-heif", "pycolmap", "trimesh", "fast-simplification", "scipy")
     found = {}
     for name in (*names, "opencv-python-headless", "av", "safetensors", "cuda-core", "nvidia-cuda-nvrtc", "gsplat"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,6 +1,6 @@
 """Triangle meshes: what they are, what can be said about them, cleaning and decimation.
 
-Arrays are numpy: meshes meet libraries that speak it (open3d, trimesh, fast-simplification) and are never optimised.
+Arrays are numpy: meshes meet libraries that speak it (trimesh, fast-simplification) and are never optimised.
 Faces turn counter-clockwise seen from outside, so that normals point outwards and the volume of a solid is positive.
 """
 

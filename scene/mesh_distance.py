@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scene.cameras import Camera
 from scene.errors import InputError
 from scene.mesh import Mesh
+from scene.mesh_rays import RayCaster
 
 SAMPLES = 200_000
 VISIBILITY_TOLERANCE = 1e-3  # of the truth's diagonal; a sample lies on the very triangle that its ray must meet
@@ -78,22 +79,17 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> tuple[ND
 
 def point_to_mesh(points: NDArray[np.float64], mesh: Mesh) -> NDArray[np.float64]:
     """[P] exact distance of each point to the nearest triangle."""
-    centre = mesh.vertices[mesh.faces[:, 0]].mean(axis=0)  # the library works in float32
-    scene = _raycasting_scene(mesh, centre)
-    return scene.compute_distance(_float_tensor(points - centre)).numpy().astype(np.float64)
+    return _caster(mesh).closest(points).depth.astype(np.float64)
 
 
 def nearest_faces(points: NDArray[np.float64], mesh: Mesh) -> NDArray[np.int64]:
     """[P] the face of the mesh that each point is nearest to."""
-    centre = mesh.vertices[mesh.faces[:, 0]].mean(axis=0)
-    near = _raycasting_scene(mesh, centre).compute_closest_points(_float_tensor(points - centre))
-    return near["primitive_ids"].numpy().astype(np.int64)
+    return _caster(mesh).closest(points).face
 
 
 def visible(points: NDArray[np.float64], mesh: Mesh, cameras: Sequence[Camera], *, least: int = 1) -> NDArray[np.bool_]:
     """[P] which points on the surface of `mesh` at least `least` of the cameras see: in the image and not occluded."""
-    centre = mesh.vertices[mesh.faces[:, 0]].mean(axis=0)
-    scene = _raycasting_scene(mesh, centre)
+    caster = _caster(mesh)
     slack = VISIBILITY_TOLERANCE * mesh.diagonal()
     seen = np.zeros(len(points), dtype=np.int64)
     for camera in cameras:
@@ -102,9 +98,9 @@ def visible(points: NDArray[np.float64], mesh: Mesh, cameras: Sequence[Camera], 
         inside = (depths > 0) & (pixels >= 0).all(axis=1) & (pixels < [camera.width, camera.height]).all(axis=1)
         away = points[inside] - eye
         distances = np.linalg.norm(away, axis=1)
-        rays = np.concatenate([np.broadcast_to(eye - centre, away.shape), away / distances[:, None]], axis=1)
-        hits = scene.cast_rays(_float_tensor(rays))["t_hit"].numpy()
-        seen[np.flatnonzero(inside)[hits >= distances - slack]] += 1
+        hits = caster.cast(np.broadcast_to(eye, away.shape), away / distances[:, None])
+        before = (hits.face >= 0) & (hits.depth < distances - slack)
+        seen[np.flatnonzero(inside)[~before]] += 1
     return seen >= least
 
 
@@ -152,20 +148,10 @@ def chamfer(
     )
 
 
-def _raycasting_scene(mesh: Mesh, centre: NDArray[np.float64]):
-    import open3d as o3d
-
+def _caster(mesh: Mesh) -> RayCaster:
     if not len(mesh.faces):
         raise InputError("distances to an empty mesh were asked for")
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(_float_tensor(mesh.vertices - centre), o3d.core.Tensor.from_numpy(mesh.faces.astype(np.uint32)))
-    return scene
-
-
-def _float_tensor(values: NDArray[np.float64]):
-    import open3d as o3d
-
-    return o3d.core.Tensor.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    return RayCaster(mesh)
 
 
 def _project(camera: Camera, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scene.cameras import Camera
 from scene.mesh import Mesh
+from scene.mesh_rays import Hits, RayCaster
 from scene.tangents import Frames, tangent_frames
 
 Shading = Literal["texture", "normals", "clay"]
@@ -36,66 +37,6 @@ class MeshPicture:
     alpha: Tensor
     depth: Tensor
     faces: Tensor
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Where rays meet a mesh. face: [R] -1 where they miss.  shares: [R, 3] of the face's corners.  depth: [R] z."""
-
-    face: NDArray[np.int64]
-    shares: NDArray[np.float32]
-    depth: NDArray[np.float32]
-
-
-class RayCaster:
-    """A mesh made ready for rays. Front and back of a face are alike."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        import open3d as o3d
-
-        self._core = o3d.core
-        self._scene = o3d.t.geometry.RaycastingScene()
-        # The library works in float32: centred, nothing is lost for a mesh far from the origin.
-        self._centre = mesh.vertices.mean(axis=0) if len(mesh.vertices) else np.zeros(3)
-        self._empty = not len(mesh.faces)
-        if not self._empty:
-            self._scene.add_triangles(self._floats(mesh.vertices - self._centre), self._indices(mesh.faces))
-
-    def cast(self, origins: NDArray[np.float64], directions: NDArray[np.float64]) -> Hits:
-        """First hits of rays [R, 3], [R, 3]; depths in lengths of the direction. Raises ValueError for NaN rays."""
-        if not (np.isfinite(origins).all() and np.isfinite(directions).all()):
-            raise ValueError("rays must be finite; the caster would search for ever for others")
-        if self._empty or not len(origins):
-            nowhere = np.full(len(origins), -1, dtype=np.int64)
-            return Hits(nowhere, np.zeros((len(origins), 3), np.float32), np.zeros(len(origins), np.float32))
-        found: Any = self._scene.cast_rays(self._floats(np.concatenate([origins - self._centre, directions], axis=1)))
-        depth, two = found["t_hit"].numpy(), found["primitive_uvs"].numpy()
-        hit = np.isfinite(depth)
-        shares = np.stack([1 - two[:, 0] - two[:, 1], two[:, 0], two[:, 1]], axis=1)
-        face = np.where(hit, found["primitive_ids"].numpy().astype(np.int64), -1)
-        return Hits(face, np.where(hit[:, None], shares, 0), np.where(hit, depth, 0))
-
-    def closest(self, points: NDArray[np.float64]) -> Hits:
-        """The nearest place on the mesh for points [P, 3]; `depth` is how far it is. Raises ValueError for NaN."""
-        if not np.isfinite(points).all():
-            raise ValueError("points must be finite")
-        centred = points - self._centre
-        found: Any = self._scene.compute_closest_points(self._floats(centred))
-        two = found["primitive_uvs"].numpy()
-        shares = np.stack([1 - two[:, 0] - two[:, 1], two[:, 0], two[:, 1]], axis=1)
-        away = np.linalg.norm(found["points"].numpy() - centred, axis=1).astype(np.float32)
-        return Hits(found["primitive_ids"].numpy().astype(np.int64), shares, away)
-
-    def view(self, camera: Camera) -> Hits:
-        """First hits of the rays through the camera's pixel centres, row by row; depths are z-depths."""
-        origins, directions = (part.reshape(-1, 3).numpy() for part in camera.to(dtype=torch.float64).rays())
-        return self.cast(origins, directions)
-
-    def _floats(self, values: NDArray[np.float64]) -> Any:
-        return self._core.Tensor.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
-    def _indices(self, faces: NDArray[np.int32]) -> Any:
-        return self._core.Tensor.from_numpy(np.ascontiguousarray(faces, dtype=np.uint32))
 
 
 def render_mesh(

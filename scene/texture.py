@@ -19,7 +19,8 @@ from torch import Tensor
 from scene.cameras import Camera
 from scene.errors import InputError
 from scene.mesh import Material, Mesh
-from scene.mesh_render import RayCaster, render_mesh
+from scene.mesh_rays import RayCaster
+from scene.mesh_render import render_mesh
 from scene.ops.texture_bake import ObservedPhoto, Samples, Surface, blend, gather
 from scene.ops.triangle_raster import mesh_depth
 from scene.texture_fill import colors_of_vertices, seam_error, spread

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene.mesh import Mesh
-from scene.mesh_render import Hits, RayCaster, smooth_normals
+from scene.mesh_rays import Hits, RayCaster
+from scene.mesh_render import smooth_normals
 from scene.tangents import tangent_frames
 from scene.texture_fill import spread
 from scene.texture_texels import CHUNK, Texels, texels_of
@@ -59,8 +60,8 @@ def occlusion_map(mesh: Mesh, *, size: int) -> NDArray[np.uint8]:
         basis = np.stack([right, np.cross(normals, right), normals], axis=1)
         rays = reach * np.einsum("sk,pkc->psc", sky, basis).reshape(-1, 3)
         origins = np.repeat(points + 4e-3 * reach * normals, len(sky), axis=0)
-        found = caster.cast(origins, rays)
-        open_ = ((found.face < 0) | (found.depth > 1)).reshape(-1, len(sky)).mean(axis=1)
+        found = caster.cast(origins, rays, reach=reach)
+        open_ = (found.face < 0).reshape(-1, len(sky)).mean(axis=1)
         picture[texels.index[part]] = np.rint(255 * open_).astype(np.uint8)
     return spread(picture.reshape(size, size), _covered(texels, size))
 
@@ -72,7 +73,7 @@ def _fine_normals(
     best = np.full(len(points), np.inf)
     found = np.zeros_like(points)
     for way in (normals, -normals):
-        hits = caster.cast(points - BACK * diagonal * way, way)
+        hits = caster.cast(points - BACK * diagonal * way, way, reach=(BACK + REACH) * diagonal)
         away = np.where(hits.face >= 0, np.abs(hits.depth - BACK * diagonal), np.inf)
         at = smooth_normals(fine, Hits(np.maximum(hits.face, 0), hits.shares, hits.depth))
         better = (away < np.minimum(best, REACH * diagonal)) & ((at * normals).sum(1) > AGREES)

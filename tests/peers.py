@@ -1,8 +1,9 @@
 """Independent programs that read and write our formats: oracles for tests and benchmarks, never part of the product.
 
 Packages of node (tests/peer_packages/package.json) lie in `$MAQUETTE_PEERS/node_modules` or, as `make peers` puts them,
-in `.venv/peers/node_modules`; Blender and Chromium are found on the PATH. Where one is missing the test skips and says
-which. Each call has a time limit, so that a peer that hangs fails one test and not the suite.
+in `.venv/peers/node_modules`; Blender and Chromium are found on the PATH; Open3D is used where it can be imported.
+Where one is missing the test skips and says which. Each call has a time limit, so that a peer that hangs fails one test
+and not the suite.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def packages(name: str) -> Path:
     if not (folder / "node_modules" / name).is_dir():
         pytest.skip(f"the node package {name} is not in {folder / 'node_modules'}; install it with `make peers`")
     return folder
+
+
+def open3d() -> Any:
+    """Open3D; the test skips where it is absent or cannot be loaded: its wheel needs libGL, libX11 and libusb-1.0."""
+    why = "Open3D cannot be loaded (pip install open3d; it needs libGL, libX11 and libusb-1.0 of the system)"
+    return pytest.importorskip("open3d", reason=why, exc_type=ImportError)
 
 
 def run_node(package: str, script: str, *arguments: str | Path, module: bool = False) -> str:

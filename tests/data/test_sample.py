@@ -15,6 +15,8 @@ from data.assets.still_life.shapes import Shape, revolve, rounded_box
 from data.captures import open_capture
 from data.sample import Similarity, align_cameras, inside_box, sample_photos, sample_truth, similarity_between
 from scene.cameras import Camera, look_at
+from scene.mesh import Mesh
+from scene.mesh_rays import RayCaster
 
 
 def random_similarity(seed: int, scale: float = 2.7) -> Similarity:
@@ -196,20 +198,14 @@ def test_photos_show_the_true_surface_from_the_true_cameras() -> None:
 
     An independent check of geometry, poses, K and pixel convention at once: half a pixel or a wrong axis spoils it.
     """
-    import open3d as o3d
-
     truth = sample_truth()
-    vertices, faces = read_truth(truth.mesh)
-    rays = o3d.t.geometry.RaycastingScene()
-    # Open3D takes arrays here, its stubs know only its own tensors.
-    rays.add_triangles(vertices.astype(np.float32), faces.astype(np.uint32))  # pyright: ignore[reportArgumentType]
+    rays = RayCaster(Mesh(*read_truth(truth.mesh)))
     scores = dict.fromkeys((0.0, -2.0, 2.0), 0.0)
     for first, second in (("photo_01.jpg", "photo_02.jpg"), ("photo_21.jpg", "photo_22.jpg")):
         a, b = truth.cameras[first], truth.cameras[second]
         origins, directions = a.rays()
         depth_a = torch.from_numpy(_cast(rays, origins, directions)).double()
         hit = depth_a.isfinite()
-        # A ray that is not finite never comes back from the ray caster.
         world = origins + torch.where(hit, depth_a, 1.0)[..., None] * directions
         pixel, depth_b = b.project(world.reshape(-1, 3))
         in_b = world.reshape(-1, 3) - b.center
@@ -225,8 +221,9 @@ def test_photos_show_the_true_surface_from_the_true_cameras() -> None:
     assert scores[0.0] > max(scores[-2.0], scores[2.0]) + 0.02
 
 
-def _cast(rays, origins: torch.Tensor, directions: torch.Tensor) -> np.ndarray:
-    return rays.cast_rays(torch.cat([origins, directions], -1).float().numpy())["t_hit"].numpy()
+def _cast(rays: RayCaster, origins: torch.Tensor, directions: torch.Tensor) -> np.ndarray:
+    hits = rays.cast(origins.reshape(-1, 3).numpy(), directions.reshape(-1, 3).numpy())
+    return np.where(hits.face >= 0, hits.depth, np.inf).reshape(origins.shape[:-1])
 
 
 def _grey(path: Path) -> torch.Tensor:

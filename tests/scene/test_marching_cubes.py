@@ -12,6 +12,7 @@ from torch import Tensor
 from scene.marching_cubes import EDGES, marching_cubes, table
 from scene.mesh import Mesh
 from scene.ops.tsdf import BLOCK
+from tests import peers
 
 
 def blocks_of(span: int) -> Tensor:
@@ -138,7 +139,7 @@ def test_every_case_of_the_table_crosses_the_edges_between_inside_and_outside_an
 
 
 def test_open3d_finds_the_same_surface() -> None:
-    o3d = pytest.importorskip("open3d", exc_type=ImportError)
+    o3d = peers.open3d()
     blocks = blocks_of(2)
     waves = torch.sin(places(blocks) / 3).prod(-1) + 0.15 * torch.cos(places(blocks)[..., 0])
     grid = o3d.t.geometry.VoxelBlockGrid(

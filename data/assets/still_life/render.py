@@ -23,6 +23,8 @@ from PIL.TiffImagePlugin import IFDRational
 
 from data.assets.still_life.objects import Item, everything
 from data.assets.still_life.shapes import Array, Faces, write_ply
+from scene.mesh import Mesh
+from scene.mesh_rays import RayCaster
 
 SIZE = (640, 480)
 FOCAL = 34 / 36  # of the image's width
@@ -161,16 +163,10 @@ def exif(width: int, stops: float) -> Image.Exif:
 
 def seen_surface(items: list[Item], cameras: list[Shot], size: tuple[int, int]) -> tuple[Array, Faces]:
     """The triangles inside BOX of which two cameras or more see half: vertices [V, 3] and faces [F, 3], welded."""
-    import open3d as o3d
-
-    ray_scene = o3d.t.geometry.RaycastingScene()
-    for item in items:
-        # Open3D takes arrays here, its stubs know only its own tensors.
-        vertices, faces = item.shape.vertices.astype(np.float32), item.shape.faces.astype(np.uint32)
-        ray_scene.add_triangles(vertices, faces)  # pyright: ignore[reportArgumentType]
     starts = np.cumsum([0, *(len(item.shape.vertices) for item in items[:-1])])
     vertices = np.concatenate([item.shape.vertices for item in items])
     faces = np.concatenate([item.shape.faces + start for item, start in zip(items, starts)])
+    caster = RayCaster(Mesh(vertices, faces))
     corners = vertices[faces]
     inside = np.all((corners >= BOX[0]) & (corners <= BOX[1]), axis=(1, 2))
     faces, corners = faces[inside], corners[inside]
@@ -178,7 +174,7 @@ def seen_surface(items: list[Item], cameras: list[Shot], size: tuple[int, int]) 
     points = np.einsum("sk,fkd->fsd", shares, corners)
     views = np.zeros(points.shape[:2], dtype=int)
     for shot in cameras:
-        views += _sees(ray_scene, shot.c2w, intrinsics(*size), size, points)
+        views += _sees(caster, shot.c2w, intrinsics(*size), size, points)
     faces = faces[(views >= 2).sum(axis=1) >= 2]
     merged, index = np.unique(np.round(vertices[faces.ravel()], 6), axis=0, return_inverse=True)
     faces = index.reshape(-1, 3)
@@ -186,15 +182,16 @@ def seen_surface(items: list[Item], cameras: list[Shot], size: tuple[int, int]) 
     return merged, faces[whole]
 
 
-def _sees(ray_scene: Any, c2w: Array, K: Array, size: tuple[int, int], points: Array) -> Array:
+def _sees(caster: RayCaster, c2w: Array, K: Array, size: tuple[int, int], points: Array) -> Array:
     """Which points [F, S, 3] project into the image with nothing in between."""
     local = (points - c2w[:3, 3]) @ c2w[:3, :3]
     pixel = local[..., :2] / local[..., 2:] * K.diagonal()[:2] + K[:2, 2]
     framed = (local[..., 2] > 0) & np.all((pixel >= 0) & (pixel < np.array(size)), axis=-1)
     way = points - c2w[:3, 3]
-    rays = np.concatenate([np.broadcast_to(c2w[:3, 3], points.shape), way], axis=-1).astype(np.float32)
-    hit = ray_scene.cast_rays(rays)["t_hit"].numpy()
-    return framed & (hit > 1 - 1.0e-3)  # 1 is the point itself
+    way = way.reshape(-1, 3)
+    hits = caster.cast(np.broadcast_to(c2w[:3, 3], way.shape), way)
+    free = (hits.face < 0) | (hits.depth > 1 - 1.0e-3)  # 1 is the point itself
+    return framed & free.reshape(framed.shape)
 
 
 def write_truth(folder: Path, items: list[Item], cameras: list[Shot], size: tuple[int, int]) -> None:

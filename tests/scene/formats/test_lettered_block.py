@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open3d as o3d
 import pytest
 import torch
 import trimesh
@@ -118,7 +117,7 @@ def test_trimesh_reads_the_block(files: dict[str, Path], ending: str):
 
 @pytest.mark.parametrize("ending", (".glb", ".obj", ".ply", ".stl"))
 def test_open3d_reads_the_block(files: dict[str, Path], ending: str):
-    other = o3d.io.read_triangle_mesh(files[ending], enable_post_processing=False)
+    other = peers.open3d().io.read_triangle_mesh(files[ending], enable_post_processing=False)
     triangles = np.asarray(other.vertices)[np.asarray(other.triangles)]
     triangles = scene_from_y_up(triangles) if ending in (".glb", ".obj") else triangles
     assert corner_error(triangles) < CORNERS
