@@ -66,7 +66,7 @@ class GridConfig:
 
     outside: raw density far from the ball of `ball` world units, in which it rises by `rise` towards the centre.
     step: between samples, in voxels.  interval: a step's optical depth per softplus of raw density.  rate: Adam's, of
-    densities and colours.
+    densities and colours; from the share `falls_from` of a run on it falls to `last_rate` of that.
     """
 
     half: float = 0.75
@@ -79,6 +79,8 @@ class GridConfig:
     ball: float = 0.5
     deepest: float = -2.0  # what the rise is cut to outside the ball
     rate: float = 0.1
+    last_rate: float = 0.1
+    falls_from: float = 0.5
 
 
 class GridTarget:
@@ -118,7 +120,9 @@ class GridTarget:
         return {"density": self.grid.density, "features": self.grid.features}
 
     def rates(self, share: float) -> dict[str, float]:
-        return {"density": self.config.rate, "features": self.config.rate}
+        c = self.config
+        rate = c.rate * c.last_rate ** (max(0.0, share - c.falls_from) / (1 - c.falls_from))
+        return {"density": rate, "features": rate}
 
     def render(self, cameras: Sequence[Camera], background: Tensor, generator: torch.Generator | None = None) -> Seen:
         grid = self.grid

@@ -114,6 +114,16 @@ def test_rings_hold_every_view_once_and_ranges_are_drawn_from() -> None:
     assert len(views) == 4 and 10 <= elevation_of(views[0]) <= 12
 
 
+def test_rates_fall_towards_the_end() -> None:
+    grid = GridTarget(GridConfig(voxels=4, rate=0.1, last_rate=0.1, falls_from=0.5))
+    assert [grid.rates(share)["density"] for share in (0.0, 0.5, 0.75, 1.0)] == pytest.approx(
+        [0.1, 0.1, 0.0316, 0.01], rel=1e-3
+    )
+    splats = SplatTarget(SplatConfig(count=10))
+    assert [splats.rates(share)["means"] for share in (0.0, 0.6, 1.0)] == pytest.approx([1e-3, 2e-5, 2e-5])
+    assert list(splats.rates(0.0)) == list(splats.parameters())
+
+
 @needs_kernels
 def test_an_opaque_ball_becomes_a_ball_of_triangles() -> None:
     target = GridTarget(GridConfig(voxels=32))
