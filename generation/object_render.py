@@ -218,7 +218,7 @@ def _surfaces(
     first = counts.cumsum(0) - counts
 
     def image(values: Tensor, empty: float = 0.0) -> Tensor:
-        values = values.view(len(lit), -1)
+        values = values[:, None] if values.dim() == 1 else values
         flat = torch.full((len(winner), values.shape[1]), empty, dtype=values.dtype, device=values.device)
         flat[lit] = values
         return flat.view(len(objects), views, batch.height, batch.width, -1).permute(0, 1, 4, 2, 3).contiguous()
