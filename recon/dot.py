@@ -66,7 +66,7 @@ class Config:
     """rays of a step of the grid"""
     voxels: int = 160**3
     """voxels of the grid, about"""
-    epochs: int = 40
+    epochs: int = 20
     """how often the octree sees each photo, after baking"""
     level: int = 8
     """halvings of the scene's cube down to a baked leaf: 8 are 256 leaves along each axis"""
@@ -76,12 +76,12 @@ class Config:
     """learning rate of the densities, in optical depth of a baked leaf"""
     sh_lr: float = 0.02
     """learning rate of the colour coefficients"""
-    prune: float = 0.1
+    prune: float = 0.06
     """a leaf goes when it sends less than this share of the light that baked leaves send on average (DOT)"""
-    faint: float = 0.05
+    faint: float = 0.03
     """a leaf goes when no ray takes more than this share of its light from it (DOT)"""
-    distortion: float = 0.1
-    """weight of the distortion loss, which makes surfaces thin (DOT)"""
+    distortion: float = 0.2
+    """weight of the distortion loss, which makes surfaces thin; 0 for scenes of real fog (DOT)"""
     split: float = 0.006
     """share of the leaves that is split, four times in a run (DOT)"""
     max_leaves: int = 4_000_000
@@ -119,9 +119,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 """What options may be; beyond it training could only fail after the cameras have been estimated."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "draft": {"grid_steps": 1500, "rays": 4096, "voxels": 100**3, "level": 7, "epochs": 10},
+    "draft": {"grid_steps": 1500, "rays": 4096, "voxels": 100**3, "level": 7, "epochs": 8},
     "standard": {},
-    "high": {"grid_steps": 15_000, "voxels": 256**3, "level": 9, "epochs": 80},
+    "high": {"grid_steps": 15_000, "voxels": 256**3, "level": 9, "epochs": 30},
 }
 
 COARSE_VOXELS, COARSE_SHARE = 64**3, 0.08

@@ -272,8 +272,8 @@ octree_walk(MQ_OCTREE_PARAMETERS, const int* begins, int* counts, unsigned* rows
 
 // v_rgb, v_last, or target and background; the others are null.  spans: [records, 2] or null.  gradients: [records, 4].  basis: [rays, functions].
 // errors: [rays], squared, with a target only.
-#define MQ_OCTREE_GRADIENTS(degree)                                                                                    \
-    MQ_KERNEL __launch_bounds__(kOctreeThreads)                                                                        \
+#define MQ_OCTREE_GRADIENTS(degree, blocks)                                                                            \
+    MQ_KERNEL __launch_bounds__(kOctreeThreads, blocks)                                                                \
     octree_gradients_##degree(MQ_OCTREE_PARAMETERS, const int* begins, const unsigned* rows, const float* records,     \
                               const float* v_rgb, const float* v_last, const float* target, const float* background,   \
                               const float* spans, float distortion, float* gradients, float* basis, float* errors) {   \
@@ -282,10 +282,10 @@ octree_walk(MQ_OCTREE_PARAMETERS, const int* begins, int* counts, unsigned* rows
                                   distortion},                                                                         \
                                  reinterpret_cast<float4*>(gradients), basis, errors);                                 \
     }
-MQ_OCTREE_GRADIENTS(0)
-MQ_OCTREE_GRADIENTS(1)
-MQ_OCTREE_GRADIENTS(2)
-MQ_OCTREE_GRADIENTS(3)
+MQ_OCTREE_GRADIENTS(0, 4)
+MQ_OCTREE_GRADIENTS(1, 4)
+MQ_OCTREE_GRADIENTS(2, 4)
+MQ_OCTREE_GRADIENTS(3, 4)
 
 // across: 0 for the leaves within a piece, then 1 for the others.  heads, tails: [pieces, columns, numbers of a sum].
 template <typename Sums, typename Finish>
