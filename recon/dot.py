@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,9 +35,7 @@ from scene import sh
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
 from scene.errors import InputError, Interrupted
-from scene.field_conversion import gaussians_from_frames
 from scene.formats.octree_npz import load_octree, save_octree
-from scene.gaussians import Gaussians
 from scene.octree import Edit, Octree, keep
 from scene.octree_baking import bake, field_of_grid
 from scene.octree_refine import drop, grow, join
@@ -404,16 +402,3 @@ def surface_frame(scene: Octree, camera: Camera, config: Config) -> DepthFrame:
 def counts(scene: Octree) -> tuple[int, int]:
     """How many leaves hold something, and how many numbers hold the scene."""
     return len(scene), scene.sigmas.numel() + scene.sh_coeffs.numel()
-
-
-def to_gaussians(
-    scene: Octree,
-    cameras: Sequence[Camera],
-    config: Config,
-    *,
-    progress: Callable[[int, int, str], None] = lambda done, total, message: None,
-) -> Gaussians:
-    """Splats that `cameras` see nearly as they see the octree."""
-    return gaussians_from_frames(
-        lambda camera: surface_frame(scene, camera, config), cameras, progress=progress
-    ).gaussians
