@@ -327,7 +327,7 @@ def _sinusoids(t: Tensor, channels: int) -> Tensor:
 
 
 def velocity_of(clean: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """v = (z_t - x) / max(t, LEAST_TIME) of a predicted clean picture; t broadcasts from the left."""
+    """v = (z_t - x) / max(t, LEAST_TIME) of a predicted clean picture x; t has the first dimensions of both."""
     return (z_t - clean) / t.clamp(min=LEAST_TIME).view(*t.shape, *(1,) * (z_t.dim() - t.dim()))
 
 

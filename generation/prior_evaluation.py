@@ -102,7 +102,7 @@ def _ends() -> tuple[slice, slice]:
 def hull_iou(pictures: Tensor, cameras: Sequence[Camera]) -> float:
     """How well views [V, 3, h, w] agree on a shape: their silhouettes carve a hull, whose silhouettes are compared.
 
-    Mean over the views of the intersection over union; 1 for views of one thing, down to the grid's steps; 0 of nothing.
+    Mean over the views of the intersection over union: 1 for views of one thing, but for the grid; 0 of nothing.
     """
     apart = (pictures.cpu() - background_of(pictures.cpu()).view(3, 1, 1)).abs().amax(1, keepdim=True)
     masks = F.avg_pool2d(apart, 3, 1, 1)[:, 0] > DIFFERENT

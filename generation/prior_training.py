@@ -39,6 +39,7 @@ WHITE = 0.5  # share of sets over white; the rest as `sample_backgrounds`
 SHIFT = 2  # pixels that pictures are moved by for CLIP
 LAST_RATE = 1e-5
 REPORT_SECONDS = 1.0
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,8 @@ class Trainer:
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for name, parameter in self.parameters.items():
-            for kind in ("exp_avg", "exp_avg_sq"):
-                if parameter in self.optimizer.state:
-                    tensors[f"{kind}.{name}"] = self.optimizer.state[parameter][kind]
+        for name, parameter in self.parameters.items():  # those that no loss has reached yet have no moments
+            tensors |= {f"{kind}.{name}": value for kind, value in self.optimizer.state.get(parameter, {}).items()}
         tensors |= {"choices": self.choices.get_state(), "noise": self.noise.get_state()}
         return Checkpoint(tensors, {"step": self.step, "seconds": self.seconds, "loss": self.loss})
 
@@ -160,13 +159,11 @@ class Trainer:
                     named = {name: tensors[prefix + name] for name in module.state_dict()}
                     module.load_state_dict(named)
             self.step, self.seconds, self.loss = int(state["step"]), float(state["seconds"]), float(state["loss"])
-            for name, parameter in self.parameters.items() if self.step else ():
-                moments = {
-                    kind: torch.empty_like(parameter).copy_(tensors[f"{kind}.{name}"])
-                    for kind in ("exp_avg", "exp_avg_sq")
-                }
-                counted = torch.tensor(float(self.step), device=self.device)
-                self.optimizer.state[parameter] = {"step": counted, **moments}
+            for name, parameter in self.parameters.items():
+                if f"step.{name}" in tensors:
+                    step, *moments = (tensors[f"{kind}.{name}"] for kind in MOMENTS)
+                    placed = [torch.empty_like(parameter).copy_(moment) for moment in moments]
+                    self.optimizer.state[parameter] = dict(zip(MOMENTS, (step.clone().to(self.device), *placed)))
             self.choices.set_state(tensors["choices"])
             self.noise.set_state(tensors["noise"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -47,9 +47,10 @@ class About:
 
 
 def save_weights(path: Path, network: nn.Module, about: About) -> None:
-    """Write a network's weights in half precision, with what they are, in one rename. Same weights, same bytes."""
-    from safetensors.torch import save
+    """Write a network's weights in half precision, with what they are, in one rename. Same weights, same bytes.
 
+    The format's own library writes the description in an order of its own each time.
+    """
     meta = {
         "maquette": about.kind,
         "architecture": json.dumps(dataclasses.asdict(about.layout)),
@@ -58,9 +59,16 @@ def save_weights(path: Path, network: nn.Module, about: About) -> None:
         "commit": about.commit,
         "metrics": json.dumps(dict(about.metrics), allow_nan=False),
     }
-    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    header: dict[str, Any] = {"__metadata__": meta}
+    data, offset = [], 0
+    for name, tensor in network.state_dict().items():
+        data.append(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [offset, offset + len(data[-1])]}
+        offset += len(data[-1])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     with replacing(path) as file:
-        file.write(save(tensors, metadata=meta))
+        file.write(struct.pack("<Q", len(text)) + text + b"".join(data))
 
 
 def load_prior_network(path: Path) -> tuple[MultiViewUNet, About]:

@@ -51,7 +51,7 @@ class TrainedPrior:
         self.network, self.guide, self.bfloat16 = network.eval().requires_grad_(False), guide, bfloat16
         layout = network.layout
         self.views = layout.views if views is None else views
-        self.shape = (3, layout.size, layout.size)
+        self.shape: tuple[int, int, int] = (3, layout.size, layout.size)
         self.device = next(network.parameters()).device
 
     @classmethod
@@ -86,9 +86,9 @@ class TrainedPrior:
 
     def predict(self, z_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """Noise [K, N, 3, h, w] under each of K conditions; see `Prior.predict`."""
-        velocity = velocity_of(self.clean(z_t, t, conditions), z_t, t.expand(len(conditions), -1))
         a, s = self.levels(t)
-        return torch.stack([noise_of_velocity(z_t, v, a, s, self.process) for v in velocity])
+        velocities = (velocity_of(x, z_t, t) for x in self.clean(z_t, t, conditions))
+        return torch.stack([noise_of_velocity(z_t, v, a, s, self.process) for v in velocities])
 
     def clean(self, z_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """The network's clean pictures [K, N, 3, h, w] of z_t [N, 3, h, w] at t [N]; the arguments as of `predict`."""

@@ -1,0 +1,182 @@
+"""`maquette train-prior` at the smallest size that runs: what it leaves behind, resuming, exit codes, options."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apps import cli, train_prior
+from apps.signals import StopSignal
+from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, load_clip, load_prior_network
+from generation.trained_prior import TrainedPrior
+from scene.errors import Interrupted
+from scene.runs import EVENT_KEYS, read_events
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("--objects", "8", "--judged", "2", "--clip-steps", "2", "--steps", "6", "--batch", "2", "--device", "cpu")
+FILES = (PRIOR_FILE, GUIDE_FILE, SCORER_FILE)
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "train-prior", ("apps.train_prior", "train the embedded networks"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prior") / "whole"
+    train_prior.main(["--out", str(out), *TINY])
+    return out
+
+
+def weights(folder: Path) -> list[dict[str, torch.Tensor]]:
+    return [load_file(folder / name) for name in FILES]
+
+
+def same(first: Path, second: Path) -> bool:
+    pairs = zip(weights(first), weights(second))
+    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+
+
+def test_it_leaves_weights_with_their_scores_and_pictures_to_look_at(whole: Path) -> None:
+    _, about = load_prior_network(whole / PRIOR_FILE)
+    assert {"sample_exact", "sample_kind", "true_exact", "hull_iou", "grain", "loss", "steps"} <= set(about.metrics)
+    assert about.metrics["steps"] == 6
+    for name in ("samples.png", "truth.png"):
+        assert (whole / name).read_bytes()[:4] == b"\x89PNG"
+    assert TrainedPrior.load(whole).guide is not None
+    scorer = load_clip(whole / SCORER_FILE, "clip_scorer")[1]
+    assert scorer.layout != load_clip(whole / GUIDE_FILE, "clip_guide")[1].layout
+    progress = json.loads((whole / "progress.json").read_text())
+    assert list(progress["stages"]) == ["data", "clip_guide", "clip_scorer", "prior", "judge"]
+    assert any("counts for little" in sentence for sentence in progress["decisions"])  # two steps prove no scorer
+
+
+def test_events_say_stage_step_and_time_left(whole: Path) -> None:
+    events = read_events(whole / "events.jsonl")
+    assert all(set(event) == {*EVENT_KEYS, "stage"} for event in events)
+    stages = list(dict.fromkeys(event["stage"] for event in events))
+    assert stages == ["data", "clip_guide", "clip_scorer", "prior", "judge"]
+    last = [event for event in events if event["stage"] == "prior" and event["step"] is not None][-1]
+    assert (last["step"], last["steps"], last["eta_s"]) == (6, 6, 0)
+    assert last["loss"] > 0
+
+
+class StopAfter(StopSignal):
+    """Asked for a stop at its so many-th call, as a user who presses Ctrl-C then."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        self.requested |= self.left == 0
+        return self.requested
+
+
+def test_a_stopped_training_goes_on_and_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    for calls in (3, 4, 10**6):  # in the first step of the scorer, in the third of the prior, never
+        request = train_prior.asked(["--out", str(out), "--resume", *TINY])
+        if calls < 10**6:
+            with pytest.raises(Interrupted, match="--resume"):
+                train_prior.train_prior(request, StopAfter(calls))
+        else:
+            train_prior.train_prior(request, StopAfter(calls))
+    assert same(whole, out)
+
+
+def test_a_killed_training_goes_on_and_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    flags = ["--out", str(out), *TINY, "--checkpoint-seconds", "0"]
+    code = "import sys; from apps.train_prior import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stderr=subprocess.DEVNULL)
+    facts = out / "checkpoint" / "state.json"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (
+            facts.is_file()
+            and (state := json.loads(facts.read_text())["state"])["stage"] == "prior"
+            and state["step"] > 1
+        ):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / PRIOR_FILE).exists() or process.returncode == 0
+    train_prior.main(["--out", str(out), "--resume"])
+    assert same(whole, out)
+
+
+def test_json_lines_are_all_that_stdout_gets(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train_prior.main(["--out", str(whole), "--resume", "--json"])  # nothing is left to do
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert lines[-1]["message"].endswith(PRIOR_FILE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--max-minutes", "0"), "--max-minutes must be positive"),
+        (("--max-minutes", "nan"), "--max-minutes must be positive"),
+        (("--steps", "0"), "--steps must lie between"),
+        (("--objects", "1"), "--objects"),
+        (("--judged", "1"), "--judged"),
+        (("--seed", "-1"), "--seed"),
+        (("--checkpoint-seconds", "-1"), "--checkpoint-seconds"),
+        (("--size", "huge"), "size"),
+    ],
+)
+def test_wrong_options_end_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], told: str
+) -> None:
+    assert cli.run(["train-prior", "--out", str(tmp_path / "new"), *flags]) == 2
+    said = capsys.readouterr()
+    assert told in said.err
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_training_keeps_its_options_and_its_folder(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["train-prior", "--out", str(whole), "--resume", "--steps", "7"]) == 2
+    assert "started with --steps 6, not 7" in capsys.readouterr().err
+    assert cli.run(["train-prior", "--out", str(whole)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"format": 1, "method": "gaussians"}')
+    assert cli.run(["train-prior", "--out", str(tmp_path), "--resume"]) == 2
+    assert "no training of the prior" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_prior, "StopSignal", lambda note: _Entered(1))
+    assert cli.run(["train-prior", "--out", str(tmp_path / "new"), *TINY]) == 130
+    assert f"--out {tmp_path / 'new'} --resume" in capsys.readouterr().err
+
+
+class _Entered(StopAfter):
+    def __enter__(self) -> _Entered:
+        return self
+
+    def __exit__(self, *leaving: object) -> None:
+        return None
+
+
+def test_a_time_limit_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "short"
+    began = time.process_time()
+    train_prior.main(["--out", str(out), *TINY[:4], "--batch", "2", "--device", "cpu", "--max-minutes", "0.1"])
+    assert load_prior_network(out / PRIOR_FILE)[1].metrics["steps"] >= 1
+    assert time.process_time() - began < 60  # it may be started on a busy machine; work is what is limited
