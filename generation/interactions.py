@@ -37,7 +37,8 @@ def interaction(verb: str, make_person: MakePerson, thing: ObjectModel) -> Objec
         thing = thing.turned(torch.tensor(turn("y", -90)))
         thing = thing.moved(1.0, (0.0, 0.0, -float(thing.bounds()[0][2])))
     top = float(thing.bounds()[1][2])
-    wanted = top + 0.02 if verb == "leaning on" else 0.8 * top
+    near_top = 0.7 * top if thing.parts[0].startswith("ball") else top - 0.03
+    wanted = top + 0.01 if verb == "leaning on" else near_top
     return _reached(make_person(_reaching(POSES[verb], wanted)), thing)
 
 
@@ -74,9 +75,12 @@ def _seated(human: ObjectModel, thing: ObjectModel) -> ObjectModel:
 
 
 def _held(human: ObjectModel, thing: ObjectModel) -> ObjectModel:
-    """The thing shrunk to what two hands can carry, between them and before the chest."""
+    """The thing shrunk to what two hands can carry, between them and before the chest; what is long, crosswise."""
     hands = _hands(human).mean(0)
     small = thing.moved(min(1.0, HELD / thing.reach()), (0.0, 0.0, 0.0))
+    low, high = small.bounds()
+    if float(high[0] - low[0]) > 1.5 * float(high[1] - low[1]):
+        small = small.turned(torch.tensor(turn("z", 90)))
     low, high = small.bounds()
     offset = hands - 0.5 * (low + high)
     offset[0] = hands[0] - low[0] - 0.3 * (high[0] - low[0])
@@ -97,11 +101,17 @@ def _reaching(angles: Mapping[str, float], height: float) -> dict[str, float]:
 
 
 def _reached(human: ObjectModel, thing: ObjectModel) -> ObjectModel:
-    """Behind the thing, as near as the hands come without going in: at its near side, or on its top."""
-    hands = _hands(human)
+    """Behind the thing, as near as the hands come without going in: at its near side, or on its top.
+
+    What is too narrow for two hands is touched with one.
+    """
     low, high = thing.bounds()
+    hands = _hands(human)
+    if float(hands[:, 1].abs().min()) > float(high[1]):
+        human = human.moved(1.0, (0.0, -float(hands[0, 1]), 0.0))
+        hands = _hands(human)
     if float(hands[:, 2].min()) > float(high[2]) - 0.01:
-        near = float(low[0] - hands[:, 0].max()) + 0.05
+        near = float(low[0] - hands[:, 0].max()) + min(0.05, 0.5 * float(high[0] - low[0]))
         return union([human.moved(1.0, (near, 0.0, 0.0)), thing])
     steps = torch.linspace(float(low[0]) - 0.1, float(high[0]), 400) - hands[:, 0].max()
     along = torch.stack([steps, *torch.zeros(2, len(steps))], dim=1)

@@ -41,7 +41,8 @@ def draw_figure(builder: Builder) -> Figure:
 def draw_pose(builder: Builder, angles: Mapping[str, float] | None) -> Tensor:
     """[20] a pose by its angles' names, or an idle one, slightly varied within the limits of the joints."""
     pose = rest_pose(**(POSES[builder.draw.choice(_IDLE)] if angles is None else angles))
-    moved = pose + torch.tensor([builder.draw.between(-0.06, 0.06) for _ in range(len(pose))])
+    loose = 0.06 if angles is None else 0.015  # radians; in contact with something, not to lose it
+    moved = pose + torch.tensor([builder.draw.between(-loose, loose) for _ in range(len(pose))])
     low, high = torch.tensor(LIMITS).unbind(1)
     return torch.minimum(torch.maximum(moved, low), high)
 

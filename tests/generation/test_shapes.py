@@ -47,18 +47,18 @@ def test_distances_by_hand(
 @KINDS
 def test_the_distance_is_that_to_the_nearest_point_of_the_surface(kind: Kind) -> None:
     model = single(kind, at=(0.1, -0.2, 0.05), turned=3)
-    surface = surface_points(model, 20_000, torch.Generator().manual_seed(0)).points
+    surface = surface_points(model, 10_000, torch.Generator().manual_seed(0)).points
     where = points(150)
     found, nearest = model.distance(where), torch.cdist(where, surface).amin(1)
     assert bool((found.abs() <= nearest + 1e-7).all())  # nothing of the surface is nearer
-    assert bool((nearest - found.abs() < 0.015).all())  # 20,000 samples lie some 0.01 apart
+    assert bool((nearest - found.abs() < 0.03).all())  # 10,000 samples lie some 0.015 apart
     assert torch.equal(found < 0, model.inside(where))
 
 
 @KINDS
 def test_walking_the_distance_down_its_gradient_ends_on_the_surface(kind: Kind) -> None:
     model = single(kind, turned=5)
-    where = points(400, seed=1, reach=1.2)
+    where = points(200, seed=1, reach=1.2)
     where = where[~model.inside(where)].requires_grad_()
     distance = model.distance(where)
     (gradient,) = torch.autograd.grad(distance.sum(), where)
@@ -108,13 +108,13 @@ def test_a_union_is_the_nearest_of_its_primitives() -> None:
 @KINDS
 def test_bounds_hold_the_surface_and_touch_it(kind: Kind) -> None:
     model = single(kind, at=(0.2, -0.3, 0.4), turned=11)
-    surface = surface_points(model, 20_000, torch.Generator().manual_seed(1)).points
+    surface = surface_points(model, 5_000, torch.Generator().manual_seed(1)).points
     low, high = model.bounds()
     assert bool((surface >= low - 1e-7).all()) and bool((surface <= high + 1e-7).all())
-    assert bool((surface.amin(0) - low < 0.02).all()) and bool((high - surface.amax(0) < 0.02).all())
+    assert bool((surface.amin(0) - low < 0.04).all()) and bool((high - surface.amax(0) < 0.04).all())
     farthest = float(surface.norm(dim=1).max())
     assert farthest <= model.reach() + 1e-7
-    assert model.reach() - farthest < (0.35 if kind in (Kind.ELLIPSOID, Kind.CONE) else 0.03)
+    assert model.reach() - farthest < (0.35 if kind in (Kind.ELLIPSOID, Kind.CONE) else 0.04)
     corners = model.box_corners()[0]
     inner = (surface - torch.tensor([0.2, -0.3, 0.4], dtype=torch.float64)) @ rotation(11)
     half = (corners - corners.mean(0)) @ rotation(11)
