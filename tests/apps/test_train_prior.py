@@ -57,7 +57,15 @@ def test_it_leaves_weights_with_their_scores_and_pictures_to_look_at(whole: Path
     assert scorer.layout != load_clip(whole / GUIDE_FILE, "clip_guide")[1].layout
     progress = json.loads((whole / "progress.json").read_text())
     assert list(progress["stages"]) == ["data", "clip_guide", "clip_scorer", "prior", "judge"]
-    assert any("counts for little" in sentence for sentence in progress["decisions"])  # two steps prove no scorer
+    assert len(progress["decisions"]) == 3
+
+
+def test_an_unproven_scorer_is_called_so() -> None:
+    scores = {"sample_exact": 0.5, "sample_kind": 0.6, "hull_iou": 0.9, "true_hull_iou": 0.97, "grain": 0.02}
+    doubted = train_prior.told({"true_exact": 0.96, "true_kind": 1.0}, scores, 200)
+    assert "96.0%" in doubted[0] and "counts for little" in doubted[0]
+    proven = train_prior.told({"true_exact": 0.97, "true_kind": 1.0}, scores, 200)
+    assert "of 100 held-out captions" in proven[0] and "little" not in proven[0]
 
 
 def test_events_say_stage_step_and_time_left(whole: Path) -> None:
