@@ -13,7 +13,19 @@ from scene import sh
 from scene.cameras import Camera, look_at
 from scene.octree import Octree, from_cells
 from scene.ops import native
-from scene.ops.octree_index import EMPTY, FINEST, REACHES, build_index, decode, encode, locate, span
+from scene.ops.octree_index import (
+    EMPTY,
+    FINEST,
+    NODE_REACH,
+    REACHES,
+    OctreeIndex,
+    build_index,
+    decode,
+    encode,
+    locate,
+    locate_codes,
+    span,
+)
 from scene.ops.octree_render import (
     Rays,
     Seen,
@@ -80,8 +92,8 @@ def test_the_table_and_the_list_of_leaves_name_the_same_leaf(levels: int) -> Non
 
 
 @pytest.mark.parametrize("levels", [2, 6, 7, 8, 9])
-def test_what_an_empty_word_promises_is_empty(levels: int) -> None:
-    """For every octant: no point of the cube lies in a leaf."""
+def test_what_an_empty_word_promises_is_empty_and_no_less_than_it_can_tell(levels: int) -> None:
+    """For every octant: no point of the cube lies in a leaf, and the next larger cube holds one."""
     codes, depths = random_leaves(levels)
     index = build_index(codes, depths, HALF, HALF)
     top_level, lattice, *_ = index.shape.tolist()
@@ -111,6 +123,21 @@ def test_what_an_empty_word_promises_is_empty(levels: int) -> None:
         inside = (low[:, None] + offsets * side[:, None]) / cells
         rows, _ = locate(index, inside.view(-1, 3))
         assert bool((rows == -1).all())
+        most = torch.where(shift == lattice - top_level, REACHES[-1], NODE_REACH)
+        for i in range(0, len(at), len(at) // 20):  # the next larger cube holds a leaf, or is more than can be told
+            larger = min((each for each in REACHES if each > int(reach[i])), default=int(most[i]) + 1)
+            if larger <= int(most[i]):
+                assert holds_a_leaf(index, here[i], up, larger, FINEST - lattice + int(shift[i]))
+
+
+def holds_a_leaf(index: OctreeIndex, cell: Tensor, up: Tensor, reach: int, fine: int) -> bool:
+    """Whether a cube of reach^3 cells with its corner in `cell` does; cells are 2^fine of the finest ones wide."""
+    steps = torch.stack(torch.meshgrid(*[torch.arange(reach)] * 3, indexing="ij"), dim=-1).view(-1, 3)
+    around = torch.where(up, cell + steps, cell - steps)
+    around = around[((around >= 0) & (around < 1 << FINEST - fine)).all(1)]
+    first = encode(around << fine)
+    held = torch.searchsorted(index.codes, first + (1 << 3 * fine)) > torch.searchsorted(index.codes, first)
+    return bool((held | (locate_codes(index, first) >= 0)).any())
 
 
 @needs_kernels
