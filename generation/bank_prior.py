@@ -29,7 +29,7 @@ from scene.cameras import Camera
 from scene.errors import InputError
 
 Color = tuple[float, float, float]
-WHITE: Color = (1.0, 1.0, 1.0)
+WHITE, BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)  # of which one alone would leave things of its colour without shape
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BankConfig:
     kernel: float = 0.1
     temperature: float = 1.0
     samples: int = 2
-    backgrounds: tuple[Color, ...] = (WHITE,)
+    backgrounds: tuple[Color, ...] = (WHITE, BLACK)
     image_weight: float = 1000.0
     image_views: int = 12  # azimuths that a picture without a camera is compared with
     image_elevation: float = 15.0

@@ -42,7 +42,7 @@ class Config:
     """How a scene is distilled.
 
     sets: of views, in each step.  sparsity: weight of a pixel's opacity beside its colours.  backgrounds: colours in
-    0..1 of which a step's views share one.
+    0..1 of which a step's views share one; those of a bank prior, where it is one.
     """
 
     guidance: Guidance = BANK_GUIDANCE
@@ -52,7 +52,7 @@ class Config:
     views: Rings | ViewRange = field(default_factory=Rings)
     rule: ViewRule = field(default_factory=lambda: ViewRule(words=False))
     negative: str | None = None
-    backgrounds: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),)
+    backgrounds: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     sparsity: Number = 0.08
     seed: int = 0
 

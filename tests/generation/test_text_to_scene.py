@@ -47,13 +47,15 @@ def visible_points(model: ObjectModel) -> Tensor:
 
 
 @needs_kernels
-@pytest.mark.parametrize("prompt", ["a chair with red seat and blue legs", "a snowman with green body and black hat"])
+@pytest.mark.parametrize(
+    "prompt", ["a person with red shirt and blue trousers", "a house with white walls and red roof"]
+)
 def test_words_become_one_of_the_objects_that_they_fit(prompt: str) -> None:
     prior, target = BankPrior([prompt], BankConfig(members=8)), GridTarget()
     assert distil_scene(prompt, prior, target, Config(views=RING)) == 250
     found = likeness(prior, prompt, target, 32)
     k = int(found.argmax())
-    assert float(found[k]) >= 28 and float(found[k]) > float(found.mean()) + 5, found
+    assert float(found[k]) >= 28 and float(found[k]) > float(found.mean()) + 3, found
     model = prior.members(prompt)[k]
     mesh = target.mesh([c for e in (-25.0, 15.0, 50.0) for c in around(64, e)], MeshConfig(voxels=64, faces=20_000))
     on_mesh, _ = sample_surface(mesh, 4000, np.random.default_rng(0))
