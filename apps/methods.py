@@ -109,7 +109,7 @@ class Words:
     """How reports speak of a method: its name, its scene, what the scene is made of and its file.
 
     pieces: what a line of progress counts.  counted: what the report's card counts.  curve, psnr: titles of the
-    plots of what the events of its training tell.
+    plots of what the events of its training tell.  smaller: options with which it needs less memory.
     """
 
     name: str
@@ -119,6 +119,7 @@ class Words:
     file: str
     curve: str
     psnr: str
+    smaller: str
 
 
 WORDS: dict[str, Words] = {
@@ -130,6 +131,7 @@ WORDS: dict[str, Words] = {
         "the Gaussians, in the 3DGS format that viewers read",
         "Number of Gaussians",
         "PSNR on some held-out photos, dB",
+        "fewer --max-splats",
     ),
     "dvgo": Words(
         "DVGO",
@@ -139,6 +141,7 @@ WORDS: dict[str, Words] = {
         "the voxel grid with its colour network",
         "Number of voxels",
         "PSNR on the rays of the steps, dB",
+        "fewer --voxels, --samples or --rays",
     ),
     "dot": Words(
         "DOT",
@@ -148,9 +151,12 @@ WORDS: dict[str, Words] = {
         "the octree, in the layout of PlenOctrees",
         "Voxels of the grid, then leaves of the octree",
         "PSNR on the rays of the steps, dB",
+        "fewer --voxels or --rays, or a lower --level",
     ),
 }
-UNKNOWN = Words("unknown method", "scene", "parts", "parts", "the scene", "Number of parts", "PSNR, dB")
+UNKNOWN = Words(
+    "unknown method", "scene", "parts", "parts", "the scene", "Number of parts", "PSNR, dB", "--preset draft"
+)
 
 
 def method_of(name: Any) -> Method:

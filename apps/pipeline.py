@@ -28,7 +28,7 @@ from apps.run_splats import make_splats
 from apps.signals import StopSignal
 from data.captures import Capture, open_capture
 from recon import capture_check, sfm
-from scene.errors import CamerasError, InputError, Interrupted
+from scene.errors import CamerasError, InputError, Interrupted, OutOfMemory, ResourceError, is_out_of_memory
 from scene.formats import load_mesh, save_mesh
 from scene.mesh import Mesh
 from scene.mesh_extraction import MeshConfig, surface_to_mesh
@@ -67,6 +67,14 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
         work = _Work(run, job, device, stop)
         try:
             work.all_stages()
+        except (MemoryError, RuntimeError, OutOfMemory) as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = f"start a new run with --downscale or {words_of(job.method).smaller}"
+            raise ResourceError(
+                f"out of memory on {device}, in the stage {run.stage}; close other programs and go on with: maquette "
+                f"recon {job.out} --resume; or {smaller}"
+            ) from error
         except Interrupted as interrupted:
             raise Interrupted(f"{interrupted}; go on with: maquette recon {job.out} --resume") from interrupted
         finally:

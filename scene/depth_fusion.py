@@ -138,7 +138,7 @@ def fuse_depths(
     blocks = marks.blocks()
     if not len(blocks):
         raise InputError(
-            "no camera sees a surface well enough to build a mesh; look at the splats, they may be too few"
+            "no camera sees a surface well enough to build a mesh; look at the scene itself, it may need more training"
         )
     tsdf = torch.zeros(len(blocks), BLOCK, BLOCK, BLOCK)
     weights = torch.zeros_like(tsdf)
@@ -151,7 +151,10 @@ def fuse_depths(
         progress(len(frames) + done + 1, total, "fusing depth images")
     mesh = marching_cubes(tsdf, weights, blocks, voxel_size=voxel_size, least_weight=least_weight)
     if not len(mesh.faces):
-        raise InputError("the cameras do not agree on any surface, so there is no mesh; look at the splats first")
+        raise InputError(
+            "the cameras do not agree on any surface, so there is no mesh; look at the scene itself, it may need more "
+            "training"
+        )
     return replace(mesh, vertices=mesh.vertices + marks.origin)
 
 

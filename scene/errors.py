@@ -31,6 +31,10 @@ class ResourceError(MaquetteError):
     exit_code = 4
 
 
+class OutOfMemory(ResourceError):
+    """Memory is full, here or on a device: what works on something may know how to make it smaller."""
+
+
 class Interrupted(MaquetteError):
     """Stopped by the user; the run can be resumed."""
 

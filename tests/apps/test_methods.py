@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from apps.view import RunSource
 from recon.evaluation import evaluate
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
-from scene.errors import InputError, Interrupted, ResourceError
+from scene.errors import InputError, Interrupted, OutOfMemory, ResourceError
 from scene.formats import kind_of, load_mesh, load_splats
 from scene.formats.octree_npz import load_octree
 from scene.rasterize import render
@@ -171,6 +172,9 @@ def test_memory_and_disk_that_run_out_are_told_and_the_run_goes_on_to_the_same(
     def no_memory(*arguments: Any, **more: Any) -> Any:
         raise MemoryError
 
+    def full_card(*arguments: Any, **more: Any) -> Any:
+        raise OutOfMemory("the GPU's memory is full")
+
     def full(*arguments: Any, **more: Any) -> Any:
         raise ResourceError("the disk is full")
 
@@ -178,6 +182,7 @@ def test_memory_and_disk_that_run_out_are_told_and_the_run_goes_on_to_the_same(
     module = method_of(name)
     for where, what, broken in (
         (module, "train", no_memory),
+        (module, "train", full_card),
         (module, "save_scene", full),
         (run_splats, "save_splats", full),
     ):
@@ -186,6 +191,7 @@ def test_memory_and_disk_that_run_out_are_told_and_the_run_goes_on_to_the_same(
             assert cli.run([*words(ball, run, name), *(["--resume"] if run.exists() else [])]) == 4
         said = capsys.readouterr().err
         assert "the disk is full" in said or ("out of memory" in said and "--resume" in said)
+        assert (WORDS[name].smaller in said) == (where is module and what == "train")
         assert "--max-splats" not in said  # an option of another method
     assert cli.run(["recon", str(run), "--resume"]) == 0
     assert Outcome.of(run) == Outcome.of(finished)
@@ -394,6 +400,12 @@ def test_the_report_opens_in_a_browser_with_its_scene(finished: Path) -> None:
 
 
 # Flags and names, for all methods.
+
+
+def test_what_makes_a_method_smaller_are_options_that_it_has() -> None:
+    for name in METHODS:
+        flags = set(re.findall(r"--([a-z-]+)", WORDS[name].smaller))
+        assert flags and {flag.replace("-", "_") for flag in flags} <= options._fields(method_of(name).Config)
 
 
 def test_every_method_can_be_named_and_is_described() -> None:

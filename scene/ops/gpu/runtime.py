@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scene.errors import MaquetteError, ResourceError
+from scene.errors import MaquetteError, OutOfMemory
 from scene.ops.gpu import compiler, nvrtc
 from scene.ops.gpu.launch import Argument, Launcher, Size
 
@@ -189,7 +189,7 @@ def loaded() -> list[compiler.Compiled]:
 def launch(source: str, name: str, grid: Size, block: Size, arguments: Sequence[Argument]) -> None:
     """Starts kernel `name` of cuda/gpu/`source`.cu on the current stream of the card that holds the tensors.
 
-    Raises ResourceError when the card's memory is full, MaquetteError for any other refusal of the driver.
+    Raises OutOfMemory when the card's memory is full, MaquetteError for any other refusal of the driver.
     """
     index = next(one.device.index for one in arguments if isinstance(one, Tensor))
     if torch.cuda.current_device() != index:
@@ -286,8 +286,8 @@ def _check(status: Any, doing: str) -> None:
     if status == driver.CUresult.CUDA_SUCCESS:
         return
     if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-        advice = "add --resume with fewer --max-splats or --downscale, or close what else uses the card"
-        raise ResourceError(f"the GPU's memory is full ({doing}); {advice}")
+        advice = "close what else uses the card, or work on something smaller (--downscale, --preset draft)"
+        raise OutOfMemory(f"the GPU's memory is full ({doing}); {advice}")
     meaning = driver.cuGetErrorString(status)[1]
     words = meaning.decode() if meaning else "the driver does not say what that means"
     advice = "an error of an earlier kernel may show here: run again with CUDA_LAUNCH_BLOCKING=1 and report which one"

@@ -364,7 +364,7 @@ def test_a_launch_reaches_the_driver_with_grid_block_stream_and_every_argument(f
 @pytest.mark.parametrize(
     ("status", "error", "says"),
     [
-        (2, "ResourceError", "the GPU's memory is full (starting the GPU kernel file.kernel"),
+        (2, "OutOfMemory", "the GPU's memory is full (starting the GPU kernel file.kernel"),
         (700, "MaquetteError", "failed with CUDA_ERROR_ILLEGAL_ADDRESS: fake trouble; "),
     ],
 )
