@@ -168,4 +168,5 @@ def _per_picture(table: Tensor, z: Tensor) -> Tensor:
 
 
 def is_zero(scale: Scale) -> bool:
+    """Whether a scale switches its term off."""
     return not bool(scale.any()) if isinstance(scale, Tensor) else scale == 0

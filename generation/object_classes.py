@@ -49,6 +49,7 @@ EXTENTS: dict[str, float] = {
 
 
 def chair(b: Builder) -> None:
+    """Seat, back and legs; the back stands at -x."""
     w, seat, back = 0.25 * b.wide, 0.45 * b.tall, 0.50 * b.tall
     b.box("seat", (0, 0, seat), (w, w, 0.035))
     square = b.draw.chance(0.5)
@@ -76,6 +77,7 @@ def chair(b: Builder) -> None:
 
 
 def stool(b: Builder) -> None:
+    """A seat on three or four legs, no back."""
     r, seat = 0.23 * b.wide, 0.5 * b.tall
     b.tube("seat", (0, 0, seat - 0.04), (0, 0, seat + 0.04), r)
     legs = b.draw.choice((3, 4))
@@ -90,6 +92,7 @@ def stool(b: Builder) -> None:
 
 
 def table(b: Builder) -> None:
+    """A top on four legs, or a round one on one foot."""
     length, depth, h = 0.55 * b.wide, b.draw.between(0.32, 0.42), 0.5 * b.tall
     if b.draw.chance(0.25):  # a round one on one foot
         r = 0.45 * b.wide
@@ -107,6 +110,7 @@ def table(b: Builder) -> None:
 
 
 def mug(b: Builder) -> None:
+    """A cup with a drink and a handle."""
     r, h = 0.27 * b.wide, 0.62 * b.tall
     b.cone("body", (0, 0, 0), (0, 0, h), (r * b.draw.between(0.85, 1.0), r))
     b.tube("drink", (0, 0, h - 0.02), (0, 0, h + 0.006), 0.84 * r, (0.20, 0.11, 0.06))
@@ -118,6 +122,7 @@ def mug(b: Builder) -> None:
 
 
 def lamp(b: Builder) -> None:
+    """A foot, a stem and a shade."""
     h, r = 0.85 * b.tall, 0.30 * b.wide
     base = b.draw.between(0.17, 0.22) * b.wide
     b.tube("base", (0, 0, 0), (0, 0, 0.05), base)
@@ -137,6 +142,7 @@ def wheels(b: Builder, places: list[tuple[float, float]], radius: float, half_wi
 
 
 def car(b: Builder) -> None:
+    """Body, cabin and four wheels."""
     length, w = 0.52, 0.23 * b.wide
     low, high = 0.10, 0.10 + 0.20 * b.tall
     top, half = high + 0.19 * b.tall, b.draw.between(0.24, 0.30)
@@ -155,6 +161,7 @@ def car(b: Builder) -> None:
 
 
 def truck(b: Builder) -> None:
+    """A cab before a load, on wheels."""
     w, bed, top = 0.22 * b.wide, 0.17, 0.17 + 0.47 * b.tall
     back = b.draw.between(0.42, 0.52)
     b.box("chassis", (0, 0, bed - 0.025), (0.66, 0.75 * w, 0.04), RUBBER)
@@ -170,6 +177,7 @@ def truck(b: Builder) -> None:
 
 
 def house(b: Builder) -> None:
+    """Walls under a gable roof, with a door at the front."""
     x, y, h = b.draw.between(0.34, 0.44) * b.wide, b.draw.between(0.32, 0.38) * b.wide, 0.55 * b.tall
     h = max(h, y + 0.02)  # the gable's lower half is hidden in the walls
     b.box("walls", (0, 0, h / 2), (x, y, h / 2))
@@ -190,6 +198,7 @@ def house(b: Builder) -> None:
 
 
 def tree(b: Builder) -> None:
+    """A conifer, or a crown on a trunk."""
     h, r = 0.40 * b.tall, 0.34 * b.wide
     if b.draw.chance(0.4):  # a conifer
         b.cone("trunk", (0, 0, 0), (0, 0, h), (0.085, 0.06))
@@ -211,6 +220,7 @@ def tree(b: Builder) -> None:
 
 
 def cactus(b: Builder) -> None:
+    """A column with arms in a pot."""
     h, r = 0.95 * b.tall, 0.115 * b.wide
     b.cone("pot", (0, 0, 0), (0, 0, 0.22), (0.15 * b.wide, 0.20 * b.wide))
     b.tube("pot", (0, 0, 0.19), (0, 0, 0.25), 0.225 * b.wide)
@@ -225,6 +235,7 @@ def cactus(b: Builder) -> None:
 
 
 def snowman(b: Builder) -> None:
+    """Three balls with hat, scarf, eyes, buttons and a nose at the front."""
     w, t = b.wide, b.tall
     base, chest, head = 0.31 * w, 0.225 * w, 0.165 * w
     z0, z1, z2 = 0.29 * t, 0.68 * t, 0.98 * t
@@ -253,6 +264,7 @@ def snowman(b: Builder) -> None:
 
 
 def rocket(b: Builder) -> None:
+    """A tube with tip, nozzle, fins and a round window at the front."""
     r, h = 0.17 * b.wide, 0.72 * b.tall
     b.tube("body", (0, 0, 0.12), (0, 0, 0.12 + h), r)
     b.cone("tip", (0, 0, 0.12 + h), (0, 0, 0.12 + h + 0.30 * b.tall), (r, 0.01))
@@ -271,6 +283,7 @@ def rocket(b: Builder) -> None:
 
 
 def bottle(b: Builder) -> None:
+    """A body with neck, cap and label."""
     r, h = 0.20 * b.wide, 0.55 * b.tall
     neck = b.draw.between(0.06, 0.075)
     b.tube("body", (0, 0, 0), (0, 0, h), r)
@@ -281,6 +294,7 @@ def bottle(b: Builder) -> None:
 
 
 def robot(b: Builder) -> None:
+    """Boxes for body and head, with a panel, eyes and a mouth at the front."""
     w, t = 0.20 * b.wide, b.tall
     hip, top = 0.38 * t, 0.82 * t
     b.box("body", (0, 0, (hip + top) / 2), (0.14, w, (top - hip) / 2))
@@ -302,6 +316,7 @@ def robot(b: Builder) -> None:
 
 
 def sword(b: Builder) -> None:
+    """A blade that stands on its hilt."""
     w, h = 0.055 * b.wide, 0.72 * b.tall
     thick = 0.020
     b.box("blade", (0, 0, 0.28 + h / 2), (thick, w, h / 2))
@@ -315,18 +330,21 @@ def sword(b: Builder) -> None:
 
 
 def box(b: Builder) -> None:
+    """Four sides and a lid."""
     x, y, h = 0.30 * b.wide, b.draw.between(0.28, 0.34) * b.wide, b.draw.between(0.48, 0.58) * b.tall
     b.box("sides", (0, 0, h / 2), (x, y, h / 2))
     b.box("lid", (0, 0, h), (x + 0.02, y + 0.02, 0.05))
 
 
 def ball(b: Builder) -> None:
+    """A ball with a band."""
     r, t = 0.35 * b.wide, 0.35 * b.tall
     b.ball("surface", (0, 0, 0), (r, r, t))
     b.tube("band", (0, 0, -0.16 * t), (0, 0, 0.16 * t), 1.005 * r)
 
 
 def horse(b: Builder) -> None:
+    """A body on four legs with neck, head and mane."""
     t, w = b.tall, b.wide
     back = 0.52 * t
     b.rod("body", (-0.24, 0, back), (0.22, 0, back), 0.155 * w)
@@ -343,6 +361,7 @@ def horse(b: Builder) -> None:
 
 
 def board(b: Builder) -> None:
+    """A skateboard: a deck on two pairs of wheels."""
     w, h = 0.145 * b.wide, 0.11 * b.tall
     b.box("deck", (0, 0, h), (0.40, w, 0.022))
     for x in (-1, 1):

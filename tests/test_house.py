@@ -15,7 +15,9 @@ from apps import cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SOURCES = [
-    path for folder in ("apps", "recon", "data", "scene", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("apps", "recon", "generation", "data", "scene", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
 ]
 NATIVE = [path for path in (ROOT / "cuda").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
 
