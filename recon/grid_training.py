@@ -104,7 +104,7 @@ def _one_step(trainer: Trainer, p: float) -> None:
     origins, directions = pool.rays(ids)
     background = torch.ones(3, device=origins.device) if pool.has_alpha else torch.zeros(3, device=origins.device)
     if trainer.scene.kind == "unbounded" and not pool.has_alpha:  # what stays clear must not pass for black
-        background = torch.rand(3, generator=trainer.generator).to(origins.device)
+        background = torch.rand(3, generator=trainer.generator).to(origins.device, non_blocking=True)
     target = pool.colors(ids, background)
     grid = step.grid
     spans = grid.frame.spans(origins, directions, grid.step, grid.near)
@@ -113,7 +113,7 @@ def _one_step(trainer: Trainer, p: float) -> None:
     weights = replace(recipe.weights, tv_touched_only=within >= recipe.dense_variation)
     loss = step.take(spans, directions, target, background, weights, rates)
     trainer.rays = _affordable(trainer, step.samples)
-    mse = loss.mse.to(trainer.error)
+    mse = loss.mse.float()  # stays on the device: to read it would wait for the step
     trainer.error = mse if trainer.done == 0 else 0.98 * trainer.error + 0.02 * mse
 
 

@@ -57,7 +57,8 @@ class RayPool:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """[count] random ids, with replacement."""
-        chosen = torch.randint(len(self), (count,), generator=generator).to(self._pixels.device)
+        chosen = torch.randint(len(self), (count,), generator=generator)
+        chosen = chosen.to(self._pixels.device, non_blocking=True)
         return chosen if self._kept is None else self._kept[chosen].long()
 
     def rays(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -66,7 +67,10 @@ class Space:
 
 @dataclass(frozen=True)
 class GridFrame:
-    """A box in a space, divided into voxels.  box: [2, 3] lower and upper corner.  size: voxels along each axis."""
+    """A box in a space, divided into voxels.  box: [2, 3] lower and upper corner.  size: voxels along each axis.
+
+    What follows from them is computed once: training asks for it in each step, and would wait for a GPU each time.
+    """
 
     space: Space
     box: Tensor
@@ -76,15 +80,23 @@ class GridFrame:
         """The same on another device."""
         return GridFrame(self.space.to(device), self.box.to(device), self.size)
 
-    @property
+    @cached_property
     def voxels_per_unit(self) -> Tensor:
         """[3] grid coordinates per unit of the space."""
         return (torch.tensor(self.size, device=self.box.device).to(self.box) - 1) / (self.box[1] - self.box[0])
 
-    @property
+    @cached_property
     def voxel_size(self) -> float:
         """Edge of a voxel in units of the space; the mean where edges differ."""
         return float((1 / self.voxels_per_unit).double().prod() ** (1 / 3))
+
+    @cached_property
+    def _lens(self) -> Tensor:
+        return self.box.new_tensor(self.space.lens)
+
+    @cached_property
+    def _curves(self) -> dict[float, Curve]:
+        return {}
 
     def grid_from_world(self, points: Tensor) -> Tensor:
         """World points [P, 3] in grid coordinates."""
@@ -120,7 +132,7 @@ class GridFrame:
         ahead = d[:, 2] > 1e-6
         slope = d[:, :2] / torch.where(ahead, d[:, 2], 1.0)[:, None]
         at_near = o[:, :2] + (space.near - o[:, 2:]) * slope  # where the ray meets the nearest plane
-        lens = o.new_tensor(space.lens)
+        lens = self._lens.to(o)
         start = torch.cat([lens * at_near / space.near, torch.full_like(o[:, :1], -1.0)], dim=1)
         whole = torch.cat([lens * (slope - at_near / space.near), torch.full_like(o[:, :1], 2.0)], dim=1)
         most = round((self.size[2] - 1) / step) + 1
@@ -129,15 +141,20 @@ class GridFrame:
         return RaySpans((start - self.box[0]) * scale, whole * scale / (most - 1), torch.zeros_like(o[:, 0]), counts)
 
     def _bent_spans(self, origins: Tensor, directions: Tensor, step: float) -> RaySpans:
+        curve = self._curves.get(step)
+        if curve is None:
+            curve = self._curves[step] = self._curve(step)
+        counts = torch.full((len(origins),), len(curve.distances), dtype=torch.int32, device=origins.device)
+        return RaySpans(origins, directions, torch.zeros_like(origins[:, 0]), counts, curve)
+
+    def _curve(self, step: float) -> Curve:
         inner = int(2 / (2 + 2 * SHELL) * max(self.size) / step) + 1
         near = torch.linspace(0, 2, inner + 1, dtype=torch.float64)
         far = 2 / torch.linspace(1, FARTHEST, inner + 1, dtype=torch.float64)
-        distances = torch.cat([(edge[1:] + edge[:-1]) / 2 for edge in (near, far)]).to(origins)
+        distances = torch.cat([(edge[1:] + edge[:-1]) / 2 for edge in (near, far)]).to(self.box)
         scale, offset = self.voxels_per_unit, -self.box[0] * self.voxels_per_unit
         spacing = THINNED * step * (2 + 2 * SHELL) / max(self.size)
-        curve = Curve(distances, _three(scale), _three(offset), SHELL, spacing)
-        counts = torch.full((len(origins),), len(distances), dtype=torch.int32, device=origins.device)
-        return RaySpans(origins, directions, torch.zeros_like(origins[:, 0]), counts, curve)
+        return Curve(distances, _three(scale), _three(offset), SHELL, spacing)
 
     def ray_shares(self, spans: RaySpans, samples: Samples, step: float) -> tuple[Tensor, float]:
         """Where samples [M] lie on their rays, from 0 at the first to 1 at the end, and the length of an interval.

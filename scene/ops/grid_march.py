@@ -8,6 +8,7 @@ counted until less than `stop` is left, and only samples that add more than a th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,12 @@ class Curve:
     offset: tuple[float, float, float]
     shell: float
     spacing: float
+
+    @cached_property
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """As kernels take them: distances with room to read ahead, and scale and offset [2, 3]."""
+        padded = torch.nn.functional.pad(self.distances, (0, PADDING))
+        return padded, self.distances.new_tensor([self.scale, self.offset])
 
 
 @dataclass(frozen=True)
@@ -250,8 +257,8 @@ def _curve_arguments(spans: RaySpans, like: Tensor) -> tuple[Tensor | None, Tens
     curve = spans.curve
     if curve is None:
         return None, None, 0.0, 0.0
-    distances = torch.nn.functional.pad(curve.distances.to(like), (0, PADDING))
-    return distances, like.new_tensor([curve.scale, curve.offset]), curve.shell, curve.spacing
+    distances, affine = curve.packed
+    return distances.to(like), affine.to(like), curve.shell, curve.spacing
 
 
 class _Weights(torch.autograd.Function):
