@@ -18,18 +18,20 @@ from scene.errors import Interrupted, MaquetteError, ResourceError, did_you_mean
 
 COMMANDS = {
     "recon": ("apps.pipeline", "photos, a video or posed images -> 3D scene, mesh, film and report"),
+    "generate": ("apps.generate", "words -> 3D scene, mesh, film and report, offline"),
     "view": ("apps.view", "look at a run, splats or a mesh in the browser; live while a run trains"),
     "edit": ("apps.edit", "remove floaters, crop, set up and scale; replayable, the trained scene stays as it is"),
     "export": ("apps.export", "write a run, or any splat or mesh file, in every format of the field"),
     "render": ("apps.film", "film a run's scene along a camera path"),
     "eval": ("apps.judge", "judge a run on its held-out photos again"),
+    "train-prior": ("apps.train_prior", "train the networks that generate takes its pictures from"),
     "demo": ("apps.demo", "reconstruct the embedded sample and state the true error"),
     "bench": ("apps.bench", "measure speed and quality on this machine"),
     "doctor": ("apps.doctor", "say what this installation computes with, and test it"),
 }
 """Command -> module with `main(arguments)`, and what it is for."""
 
-HELP = """maquette: photos in; 3D scenes and meshes out
+HELP = """maquette: photos or words in; 3D scenes and meshes out
 
 usage: maquette COMMAND ...        (maquette COMMAND --help says more)
 
@@ -37,6 +39,7 @@ usage: maquette COMMAND ...        (maquette COMMAND --help says more)
 
 Start with:  maquette demo
              maquette recon my_photos/
+             maquette generate "a red chair with blue legs"
 """
 
 
@@ -74,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def help_text() -> str:
     """What `maquette --help` prints."""
-    return HELP.format(commands="\n".join(f"  {name:8} {about}" for name, (_, about) in COMMANDS.items()))
+    return HELP.format(commands="\n".join(f"  {name:11} {about}" for name, (_, about) in COMMANDS.items()))
 
 
 def explain(error: BaseException, *, debug: bool) -> int:

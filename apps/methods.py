@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from apps.generate_options import GENERATORS
 from apps.options import METHODS
 from data.captures import Capture
 from scene.cameras import Camera
@@ -153,6 +154,16 @@ WORDS: dict[str, Words] = {
         "PSNR on the rays of the steps, dB",
         "fewer --voxels or --rays, or a lower --level",
     ),
+    "sds": Words(
+        "Score distillation",
+        "voxel grid",
+        "voxels",
+        "voxels",
+        "the voxel grid, with one colour a voxel",
+        "Voxels of the grid",
+        "PSNR, dB",
+        "fewer --voxels or --pixels",
+    ),
 }
 UNKNOWN = Words(
     "unknown method", "scene", "parts", "parts", "the scene", "Number of parts", "PSNR, dB", "--preset draft"
@@ -161,9 +172,10 @@ UNKNOWN = Words(
 
 def method_of(name: Any) -> Method:
     """The module of a method. Raises InputError when there is none of this name."""
-    if not isinstance(name, str) or name not in METHODS:
-        raise InputError(f"there is no method {str(name)[:40]!r} in this version; there are {', '.join(METHODS)}")
-    return cast(Method, importlib.import_module(METHODS[name]))
+    known = METHODS | GENERATORS
+    if not isinstance(name, str) or name not in known:
+        raise InputError(f"there is no method {str(name)[:40]!r} in this version; there are {', '.join(known)}")
+    return cast(Method, importlib.import_module(known[name]))
 
 
 def words_of(name: Any) -> Words:

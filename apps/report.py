@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.console import clock
+from apps.generate_report import generated_sections, is_generation
 from apps.methods import Words, words_of
 from apps.report_page import data_uri, page, section, table
 from apps.report_plots import camera_maps, curve
@@ -39,6 +40,7 @@ PICTURE_WIDTHS = (900, 640, 420)  # pixels; smaller where there are many or larg
 STAGE_NAMES = {
     "cameras": "Cameras",
     "train": "Training",
+    "judge": "Judging",
     "evaluate": "Judging held-out photos",
     "mesh": "Mesh",
     "splats": "Splats of the scene",
@@ -59,6 +61,7 @@ def write_report(run: Run) -> Path:
     parts = [
         _header(run, title, config, metrics),
         _hero(run, seen),
+        generated_sections(run),
         scene,
         _cards(metrics, words),
         _decisions(run),
@@ -162,7 +165,7 @@ def _capture_check(run: Run) -> str:
 
 
 def _cameras(run: Run, seen: RunCameras | None) -> str:
-    if seen is None or not seen.cameras:
+    if seen is None or not seen.cameras or is_generation(run):  # where no photos were taken
         return ""
     if not len(seen.points):
         with contextlib.suppress(InputError):

@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from apps.generate_options import GENERATORS, job_of_generated
 from apps.methods import Trained, method_of, words_of
 from apps.options import METHODS, job_of_run
 from apps.run_cameras import MAP_POINTS, read_cameras
@@ -40,12 +42,19 @@ Drawing = Callable[[Camera, Tensor], Tensor]
 
 def trained_scene(run: Run) -> Trained:
     """The scene of a run as its method left it. Raises InputError when training has not finished."""
-    job = job_of_run(run.folder)
-    module = method_of(job.method)
+    method, config = _settings(run)
+    module = method_of(method)
     path = run.folder / module.SCENE_FILE
     if not path.is_file():
         raise InputError(f"{run.folder} has no {path.name} yet; {AGAIN}")
-    return Trained(job.method, module, job.config, module.load_scene(path))
+    return Trained(method, module, config, module.load_scene(path))
+
+
+def _settings(run: Run) -> tuple[str, Any]:
+    """The method of a run and its options, whether photos or words came in."""
+    generated = run.config.get("method") in GENERATORS
+    job = job_of_generated(run.folder) if generated else job_of_run(run.folder)
+    return job.method, job.config
 
 
 def splats_file(run: Run) -> Path:
@@ -101,7 +110,7 @@ def cuts(done: Edits) -> bool:
 
 def splats_antialias(run: Run) -> bool:
     """Whether the splats of a run are drawn with Mip-Splatting's filter, as they were trained."""
-    config = job_of_run(run.folder).config
+    config = _settings(run)[1]
     return isinstance(config, gaussians.Config) and config.antialias
 
 

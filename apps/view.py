@@ -22,6 +22,7 @@ from tyro.conf import Positional
 from apps.console import Watcher
 from apps.export import COLMAP_UP
 from apps.film import up_of
+from apps.generate_options import is_generated
 from apps.methods import words_of
 from apps.options import is_run, parse
 from apps.run_cameras import RunCameras, edited_cameras
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str]) -> None:
 def source_of(path: Path) -> Source:
     """What a path of the command line means. Raises InputError when it is nothing that can be shown."""
     if path.is_dir():
-        if not is_run(path):
+        if not (is_run(path) or is_generated(path)):
             raise InputError(f"{path} is a folder but no run of Maquette; name a run, or a splat or mesh file")
         return RunSource(path)
     if not path.exists():

@@ -1,0 +1,117 @@
+"""Which prior a prompt gets: embedded weights that know the words, the bank, or what --prior says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apps.generate_options import EMBEDDED
+from generation.bank_prior import BankConfig, BankPrior
+from generation.captions import parse
+from generation.clip import Clip
+from generation.prior_weights import PRIOR_FILE, SCORER_FILE, load_clip
+from generation.priors import Prior
+from generation.trained_prior import TrainedPrior, tokens_of
+from scene.errors import InputError
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "priors"
+OTHER = (
+    "for other words give --prior FOLDER|HUB_ID, such as a Stable Diffusion in the layout of diffusers "
+    "(--allow-download fetches it)"
+)
+
+
+@dataclass(frozen=True)
+class ChosenPrior:
+    """A prior, its name for config.json, and what a report says of it."""
+
+    prior: Prior
+    name: str
+    sentence: str
+    facts: dict[str, Any]
+
+
+def choose_prior(
+    wanted: str,
+    prompt: str,
+    negative: str | None,
+    *,
+    pixels: int,
+    members: int,
+    seed: int,
+    device: torch.device,
+    allow_download: bool,
+) -> ChosenPrior:
+    """The prior for a prompt. Raises InputError, in one line, where none knows it or it cannot be loaded."""
+    if wanted not in EMBEDDED:
+        return _other(wanted, device, allow_download)
+    weights = embedded_weights()
+    if wanted == "trained" and weights is None:
+        raise InputError(
+            f"--prior trained: there are no weights in {WEIGHTS}; make some with maquette train-prior and name their "
+            "folder with --prior"
+        )
+    said = [prompt, *([negative] if negative else [])]
+    if weights is not None and wanted != "bank" and (wanted == "trained" or _knows(said)):
+        for text in said:
+            tokens_of(text)
+        return _trained(weights, "trained", device)
+    try:
+        captions = [parse(text).text() for text in said]
+    except InputError as error:
+        raise InputError(f"{error}; {OTHER}") from error
+    prior = BankPrior(said, BankConfig(size=pixels, members=members, seed=seed), device)
+    sentence = f"The bank prior stands for the words: {members} procedural objects of {captions[0]!r}, no weights."
+    facts = {"model": "bank", "objects": members, "caption": captions[0], "picture_size": pixels, "views": prior.views}
+    return ChosenPrior(prior, "bank", sentence, {**facts, "process": prior.process})
+
+
+def embedded_weights() -> Path | None:
+    """The folder of the largest prior that comes with Maquette, or None."""
+    found = [WEIGHTS, *sorted(path for path in WEIGHTS.glob("*") if path.is_dir())]
+    files = [folder / PRIOR_FILE for folder in found if (folder / PRIOR_FILE).is_file()]
+    return max(files, key=lambda file: file.stat().st_size).parent if files else None
+
+
+def embedded_scorer() -> Clip | None:
+    """The network that judges results and never takes part in them, or None where there are no weights."""
+    weights = embedded_weights()
+    if weights is None or not (weights / SCORER_FILE).is_file():
+        return None
+    return load_clip(weights / SCORER_FILE, "clip_scorer")[0]
+
+
+def _knows(texts: list[str]) -> bool:
+    try:
+        for text in texts:
+            tokens_of(text)
+    except InputError:
+        return False
+    return True
+
+
+def _trained(folder: Path, name: str, device: torch.device) -> ChosenPrior:
+    prior = TrainedPrior.load(folder, device=device)
+    about = prior.about
+    assert about is not None
+    facts = {"model": "trained", "folder": str(folder), "commit": about.commit, "data_seed": about.data_seed}
+    facts |= {"picture_size": prior.shape[1], "views": prior.views, "process": prior.process, **about.metrics}
+    sentence = f"The trained prior of {folder} knows the words ({prior.views} views of {prior.shape[1]} pixels)."
+    return ChosenPrior(prior, name, sentence, facts)
+
+
+def _other(wanted: str, device: torch.device, allow_download: bool) -> ChosenPrior:
+    """A folder of our own weights, or a pipeline of diffusers by folder or hub id."""
+    if (Path(wanted) / PRIOR_FILE).exists() or Path(wanted).name == PRIOR_FILE:
+        return _trained(Path(wanted), wanted, device)
+    from generation.diffusers_prior import load_prior
+
+    prior = load_prior(wanted, allow_download=allow_download, device=device)
+    facts = dict(prior.describe())
+    sentence = (
+        f"The prior is {facts['model']} ({facts['kind']}), revision {facts['revision']}, licence {facts['licence']}."
+    )
+    return ChosenPrior(prior, wanted, sentence, facts)

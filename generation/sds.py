@@ -1,0 +1,251 @@
+"""Score distillation onto a voxel grid: `maquette generate --method sds`, as DreamFusion (2209.14988) began it.
+
+The scene is a grid with one colour a voxel (`scenes.py`), seen by all views of the prior at once as in MVDream
+(2308.16512); what changes it is one of the methods of `distill.py`. Coarse first: half as many pixels and voxels along
+a side. With a time limit the numbers of steps that time does not allow for are left out, so that every schedule ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from generation.bank_prior import BankPrior
+from generation.distillation import Checkpoint, Distillation
+from generation.guidance import PRESETS as GUIDANCE
+from generation.guidance import Guidance
+from generation.guidance_schedules import Times, stretched
+from generation.priors import Prior
+from generation.scenes import GridConfig, GridTarget, Rings
+from generation.text_to_scene import BANK_GUIDANCE, Stage, Step
+from generation.text_to_scene import Config as SceneConfig
+from generation.view_prompts import ViewRule
+from generation.views import ViewRange
+from scene.cameras import Camera
+from scene.depth_fusion import DepthFrame
+from scene.errors import InputError, Interrupted
+from scene.mesh import connected_parts
+from scene.ops import native
+from scene.runs import StepReport
+from scene.volume_rendering import frame_of, render_grid
+from scene.voxel_grid import VoxelGrid, dense_alpha, dilate, load_voxel_grid, save_voxel_grid, with_occupied
+
+__all__ = ["PRESETS", "Checkpoint", "Config", "train"]
+
+SCENE_FILE = "scene.safetensors"
+LEAST_PIXELS, MOST_PIXELS, MOST_VOXELS = 8, 512, 256
+SOLID = 0.05  # alpha of a step from which a voxel is part of something
+SMALL_PART = 0.02  # share of the largest part's voxels below which a part is left over, not meant
+PUBLISHED_STEPS = 10_000  # that the schedules of published methods are made for
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of score distillation."""
+
+    steps: int = 300
+    """steps, each from one set of views"""
+    pixels: int = 64
+    """of a view's side; a prior of smaller pictures gets its own size"""
+    voxels: int = 64
+    """along an edge of the grid"""
+    coarse: float = 0.5
+    """share of the steps that are done with half as many pixels and voxels along a side"""
+    guidance: Literal["auto", "sds", "sjc", "ism", "csd", "nfsd", "x0", "sdi", "hifa", "rfds", "rfds-rev"] = "auto"
+    """the method of distillation; auto: x0 for embedded priors and several views, rfds for flows, else sds"""
+    scale: float | None = None
+    """of classifier-free guidance; default the method's or the prior's own"""
+    negative: str | None = None
+    """what is not wanted"""
+    sets: int | None = None
+    """of views in a step; default 1, and 4 for priors of single views"""
+    members: int = 16
+    """objects that the bank prior makes of the prompt"""
+    sparsity: float = 0.08
+    """weight of a pixel's opacity beside its colours"""
+    checkpoint_seconds: float = 10.0
+    """time between checkpoints; a killed run loses no more than this"""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("steps", 1, 10**7),
+            ("pixels", LEAST_PIXELS, MOST_PIXELS),
+            ("voxels", 8, MOST_VOXELS),
+            ("coarse", 0.0, 1.0),
+            ("members", 1, 256),
+            ("sparsity", 0.0, 1e6),
+            ("checkpoint_seconds", 0.0, 1e6),
+        ):
+            if not least <= getattr(self, name) <= most:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} must lie between {least:,} and {most:,}, got {getattr(self, name):,}")
+        if self.sets is not None and not 1 <= self.sets <= 64:
+            raise InputError(f"--sets must lie between 1 and 64, got {self.sets:,}")
+        if self.scale is not None and not 0 <= self.scale <= 1000:
+            raise InputError(f"--scale must lie between 0 and 1,000, got {self.scale}")
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "draft": {"steps": 200, "pixels": 32, "voxels": 32},
+    "standard": {},
+    "high": {"steps": 800, "pixels": 128, "voxels": 128},
+}
+
+
+def train(
+    prompt: str,
+    prior: Prior,
+    config: Config,
+    *,
+    image: Tensor | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    max_seconds: float | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_pictures: Callable[[Step], None] = lambda step: None,
+    save: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    resume: Checkpoint | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> VoxelGrid:
+    """The cleaned grid of a prompt, on `device`.
+
+    image: [3, H, W] in 0..1, a picture of what is wanted.  on_pictures: gets every step.  On the CPU and without a time
+    limit a resumed run equals the unbroken one bit for bit.  Raises InputError for what the prior does not know,
+    Interrupted when `stop()` says so (after saving).
+    """
+    options = options_of(config, prior, seed)
+    work = Distillation(prompt, prior, GridTarget(GridConfig(voxels=options.stages[0].voxels), device), options,
+                        image=image)  # fmt: skip
+    spent = 0.0
+    if resume is not None:
+        work.restore(resume)
+        spent = float(resume.state.get("seconds", 0.0))
+    began = last_save = time.monotonic()
+    began -= spent
+    last_report, first, at_first = 0.0, work.next, spent
+
+    def checkpoint() -> Checkpoint:
+        found = work.checkpoint()
+        times = {"steps": options.steps, "seconds": time.monotonic() - began}
+        return Checkpoint(found.tensors, {**found.state, **times})
+
+    while work.next < options.steps:
+        step = work.advance()
+        now = time.monotonic()
+        if max_seconds is not None:
+            work.next = min(options.steps, max(work.next, int((now - began) / max_seconds * options.steps)))
+        on_pictures(step)
+        if stop():
+            save(checkpoint())
+            raise Interrupted(f"stopped after {work.next} steps; --resume goes on from there")
+        if now - last_save > config.checkpoint_seconds:
+            save(checkpoint())
+            last_save = now
+        if now - last_report > 0.5 or work.next == options.steps:
+            last_report = now
+            left = (now - began - at_first) / max(1, work.next - first) * (options.steps - work.next)
+            cells = work.target.parameters()["density"].numel()
+            on_step(StepReport(work.next, options.steps, step.loss, None, cells, left))
+    save(checkpoint())
+    assert isinstance(work.target, GridTarget)
+    grid = work.target.grid
+    return cleaned(replace(grid, density=grid.density.detach(), features=grid.features.detach()))
+
+
+def options_of(config: Config, prior: Prior, seed: int) -> SceneConfig:
+    """How a scene is distilled from this prior."""
+    bank, embedded = isinstance(prior, BankPrior), prior.name in ("bank", "trained")
+    pixels = min(config.pixels, prior.shape[1]) if prior.space == "pixel" else config.pixels
+    fine = Stage(config.coarse, pixels, config.voxels)
+    half = Stage(0.0, max(LEAST_PIXELS, pixels // 2), max(8, config.voxels // 2))
+    stages = (replace(fine, start=0.0),) if config.coarse == 0 else (half, fine)
+    return replace(
+        SceneConfig(),
+        guidance=guidance_of(config, prior),
+        steps=config.steps,
+        sets=config.sets or (1 if prior.views > 1 else 4),
+        stages=stages,
+        views=Rings() if bank else ViewRange(),
+        rule=ViewRule(words=not embedded and prior.views == 1),
+        negative=config.negative,
+        sparsity=config.sparsity,
+        seed=seed,
+    )
+
+
+def guidance_of(config: Config, prior: Prior) -> Guidance:
+    """The method and its numbers; published schedules are made as long as the run."""
+    embedded = prior.name in ("bank", "trained")
+    method = config.guidance
+    if method == "auto" and embedded:
+        chosen = replace(BANK_GUIDANCE, scale=prior.guidance, times=Times("linear", 0.02, 0.98))
+    else:
+        if method == "auto":
+            method = "x0" if prior.views > 1 else "rfds" if prior.process == "flow" else "sds"
+        chosen = stretched(GUIDANCE[method], config.steps / PUBLISHED_STEPS)
+        chosen = replace(chosen, scale=prior.guidance) if embedded else chosen
+    return chosen if config.scale is None else replace(chosen, scale=config.scale)
+
+
+@torch.no_grad()
+def cleaned(grid: VoxelGrid) -> VoxelGrid:
+    """Without haze, and without parts that have less than SMALL_PART of the largest one's voxels."""
+    solid = (grid.alpha() > SOLID).cpu()
+    number = torch.full(solid.shape, -1)
+    number[solid] = torch.arange(int(solid.sum()))
+    pairs = []
+    for axis in range(3):
+        a, b = number.narrow(axis, 0, solid.shape[axis] - 1), number.narrow(axis, 1, solid.shape[axis] - 1)
+        touching = (a >= 0) & (b >= 0)
+        pairs.append(torch.stack([a[touching], b[touching]]))
+    a, b = torch.cat(pairs, dim=1).numpy()
+    if not bool(solid.any()):
+        return grid
+    part = torch.from_numpy(connected_parts(int(solid.sum()), a, b)).long()
+    sizes = part.bincount()
+    kept = torch.zeros_like(solid)
+    kept[solid] = (sizes >= SMALL_PART * sizes.max())[part]
+    occupied = dilate(kept).to(grid.density.device) & (dense_alpha(grid) > grid.threshold)
+    return with_occupied(grid, occupied, features_of=grid)
+
+
+def check(config: Config, device: torch.device) -> None:
+    """Any device does."""
+
+
+def explain(config: Config, device: torch.device) -> str:
+    """One line: what computes on `device`."""
+    return native.explain(device)
+
+
+def save_scene(path: Path, scene: VoxelGrid) -> None:
+    """Write SCENE_FILE, whole or not at all."""
+    save_voxel_grid(path, scene)
+
+
+def load_scene(path: Path) -> VoxelGrid:
+    """Read SCENE_FILE onto the CPU. Raises InputError: the file is not trusted."""
+    return load_voxel_grid(path)
+
+
+def picture(scene: VoxelGrid, camera: Camera, background: Tensor, config: Any) -> Tensor:
+    """[H, W, 3] what a camera sees over `background` [3], without gradients."""
+    with torch.no_grad():
+        return render_grid(scene, camera, background).rgb
+
+
+def surface_frame(scene: VoxelGrid, camera: Camera, config: Any) -> DepthFrame:
+    """Colour and depth of the surface."""
+    with torch.no_grad():
+        return frame_of(render_grid(scene, camera, torch.zeros(3)), camera)
+
+
+def counts(scene: VoxelGrid) -> tuple[int, int]:
+    """How many voxels hold something, and how many numbers hold the scene."""
+    return len(scene), scene.parameters
