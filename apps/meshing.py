@@ -22,6 +22,7 @@ from recon.exposure import cross_fitted
 from scene.cameras import Camera
 from scene.mesh import Mesh
 from scene.mesh_gate import MeshLabel, label_mesh
+from scene.mesh_rays import RayCaster
 from scene.mesh_render import render_mesh
 from scene.mesh_repair import decimate_and_repair
 from scene.metrics import psnr
@@ -122,11 +123,12 @@ def held_out_psnr(mesh: Mesh, capture: Capture, *, exposure: bool) -> tuple[floa
     None without held-out views that show the mesh.
     """
     scores, shares = [], []
+    caster = RayCaster(mesh)
     for index in capture.test:
         camera = capture.views[index].camera
         assert camera is not None
         photo = capture.photo(index)
-        shown = render_mesh(mesh, camera)
+        shown = render_mesh(mesh, camera, caster=caster)
         covered = shown.alpha > 0.5
         if photo.alpha is not None:
             covered &= photo.alpha > 127

@@ -1,4 +1,4 @@
-// Rays and points against the triangles of a mesh, through a tree of boxes (scene/ops/triangle_tree.py builds it).
+// Rays and points against the triangles of a mesh, through a tree of boxes (scene/ops/triangle_tree.py).
 // Rays go in packets, one a lane; each packet and each point stands for itself, so the result does not depend on the
 // number of threads.
 #include <algorithm>
@@ -43,6 +43,56 @@ Tree tree_of(const Boxes& boxes, const Starts& starts, const Triangles& triangle
     const std::int64_t leaves = std::int64_t(starts.shape(0)) - 1;
     if (leaves < 1 || std::int64_t(boxes.shape(0)) != 2 * leaves) throw nb::value_error("boxes must be [2 L, 6]");
     return {boxes.data(), starts.data(), triangles.data(), leaves};
+}
+
+constexpr std::int64_t kApart = 16;  // pieces that are halved side by side
+
+// Orders a piece of the triangles, the `which`-th of so many equal ones, so that the pieces of its halves lie together:
+// parted at the middle one along the longest side of the box of their centres.
+struct Halving {
+    const float* centres;
+    std::int32_t* order;
+    std::int64_t count;
+
+    std::int64_t begin(std::int64_t which, std::int64_t pieces) const { return which * count / pieces; }
+
+    void once(std::int64_t which, std::int64_t pieces) const {
+        const std::int64_t first = begin(which, pieces), last = begin(which + 1, pieces);
+        float low[3] = {kFar, kFar, kFar}, high[3] = {-kFar, -kFar, -kFar};
+        for (std::int64_t i = first; i < last; ++i)
+            for (int k = 0; k < 3; ++k) {
+                low[k] = std::min(low[k], centres[3 * std::int64_t(order[i]) + k]);
+                high[k] = std::max(high[k], centres[3 * std::int64_t(order[i]) + k]);
+            }
+        int longest = 0;
+        for (int k = 1; k < 3; ++k)
+            if (high[k] - low[k] > high[longest] - low[longest]) longest = k;
+        const float* along = centres + longest;
+        std::nth_element(order + first, order + begin(2 * which + 1, 2 * pieces), order + last,
+                         [&](std::int32_t a, std::int32_t b) {
+                             const float x = along[3 * std::int64_t(a)], y = along[3 * std::int64_t(b)];
+                             return x < y || (x == y && a < b);
+                         });
+    }
+
+    void whole(std::int64_t which, std::int64_t pieces, std::int64_t leaves) const {
+        if (pieces >= leaves) return;
+        once(which, pieces);
+        whole(2 * which, 2 * pieces, leaves);
+        whole(2 * which + 1, 2 * pieces, leaves);
+    }
+};
+
+void halve_triangles(Array<const float, nb::shape<-1, 3>> centres, std::int64_t leaves,
+                     Array<std::int32_t, nb::shape<-1>> order) {
+    const Halving halving{centres.data(), order.data(), std::int64_t(centres.shape(0))};
+    if (order.shape(0) != centres.shape(0)) throw nb::value_error("order must be [F]");
+    nb::gil_scoped_release release;
+    for (std::int64_t i = 0; i < halving.count; ++i) halving.order[i] = std::int32_t(i);
+    std::int64_t pieces = 1;
+    for (; pieces < std::min(leaves, kApart); pieces *= 2)
+        parallel_tasks(pieces, [&](std::int64_t which, int) { halving.once(which, pieces); });
+    parallel_tasks(pieces, [&](std::int64_t which, int) { halving.whole(which, pieces, leaves); });
 }
 
 Vec3<Floats> spread(const Vec3<float>& v) { return {Floats(v.x), Floats(v.y), Floats(v.z)}; }
@@ -233,6 +283,8 @@ void nearest_on_triangles(Boxes boxes, Starts starts, Triangles triangles, Array
 }  // namespace
 
 void bind_triangle_tree(nb::module_& m) {
+    m.def("halve_triangles", &halve_triangles, nb::arg("centres").noconvert(), nb::arg("leaves"),
+          nb::arg("order").noconvert());
     m.def("cast_rays", &cast_rays, nb::arg("boxes").noconvert(), nb::arg("starts").noconvert(),
           nb::arg("triangles").noconvert(), nb::arg("origins").noconvert(), nb::arg("directions").noconvert(),
           nb::arg("reach"), nb::arg("which").noconvert(), nb::arg("t").noconvert(), nb::arg("shares").noconvert());

@@ -123,6 +123,15 @@ def _numbered(tree: TriangleTree, which: Tensor, distance: Tensor, shares: Tenso
 
 def _halved(centres: Tensor, leaves: int) -> Tensor:
     """[F] order of the triangles in which each piece of each level of the tree lies together."""
+    if not native.has(torch.device("cpu")):
+        return halved_reference(centres, leaves)
+    order = torch.empty(len(centres), dtype=torch.int32)
+    native.cpu().halve_triangles(centres.contiguous(), leaves, order)
+    return order.long()
+
+
+def halved_reference(centres: Tensor, leaves: int) -> Tensor:
+    """The same in plain torch: all pieces of a level are sorted at once."""
     order, pieces = torch.arange(len(centres)), 1
     while pieces < leaves:
         starts, placed = _starts(len(centres), pieces), centres[order]

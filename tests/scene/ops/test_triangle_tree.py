@@ -165,8 +165,12 @@ def test_triangles_without_area_are_met_by_no_ray_and_still_have_a_place() -> No
     assert found.face.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("backend", ["kernels", "reference"])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 11, 100, 1000])
-def test_the_tree_holds_each_triangle_once_and_each_box_what_is_below_it(count: int) -> None:
+def test_the_tree_holds_each_triangle_once_and_each_box_what_is_below_it(
+    count: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAQUETTE_BACKEND", "reference" if backend == "reference" else "")
     corners = soup(count, seed=10)
     tree = TriangleTree.of(corners)
     assert tree.faces.sort().values.tolist() == list(range(count))
@@ -183,6 +187,15 @@ def test_the_tree_holds_each_triangle_once_and_each_box_what_is_below_it(count: 
             held = tree.triangles[first:last].view(-1, 3)
             low, high = held.amin(0), held.amax(0)
         assert torch.equal(tree.boxes[node], torch.cat([low, high]))
+
+
+@pytest.mark.skipif(not KERNELS, reason="there are no kernels to compare with the twin")
+def test_halves_equal_those_of_the_twin() -> None:
+    centres = soup(1000, seed=11).mean(1)
+    got, wanted = triangle_tree._halved(centres, 256), triangle_tree.halved_reference(centres, 256)
+    assert torch.equal(got.sort().values, torch.arange(1000))
+    leaf = torch.repeat_interleave(torch.arange(256), triangle_tree._starts(1000, 256).diff())
+    assert torch.equal(leaf[got.argsort()], leaf[wanted.argsort()])  # within a leaf any order will do
 
 
 def test_triangles_in_one_place_make_a_tree_as_well() -> None:
