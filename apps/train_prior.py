@@ -238,7 +238,8 @@ class _Work:
                 run.decide(f"Time allows for {number * PART:,} of {recipe.objects:,} objects.")
                 break
             count = objects_of(number, recipe.objects, recipe.held_out)
-            write_part(folder, number, make_part(number, size, request.data_seed, count), size, request.data_seed)
+            part = make_part(number, size, request.data_seed, count, self.device)
+            write_part(folder, number, part, size, request.data_seed)
             left = (run.seconds - began) / (done + 1) * (len(numbers) - done - 1)
             run.event(step=done + 1, steps=len(numbers), eta_s=round(left, 1))
         run.finish("data", seconds=run.seconds)

@@ -77,8 +77,11 @@ def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[: count // 2], order[count // 2 :]
 
 
-def make_part(number: int, size: int, seed: int, count: int = PART) -> PriorData:
-    """Part `number` of the data set of `seed`, at `size` pixels; from HELD_OUT_PART on of held-out combinations."""
+def make_part(number: int, size: int, seed: int, count: int = PART, device: torch.device | str = "cpu") -> PriorData:
+    """Part `number` of the data set of `seed`, at `size` pixels; from HELD_OUT_PART on of held-out combinations.
+
+    device: where pictures are made; all that comes back is on the CPU.
+    """
     generator = torch.Generator().manual_seed((seed << 20) + number)
     captions: list[Caption] = []
     texts: list[str] = []
@@ -90,10 +93,10 @@ def make_part(number: int, size: int, seed: int, count: int = PART) -> PriorData
             caption = sample_caption(generator, False)
         captions.append(caption)
         texts += [caption.text(generator) for _ in range(SETS)]
-        objects.append(make_object(caption, generator))
+        objects.append(make_object(caption, generator).to(device))
         cameras.append([camera for _ in range(SETS) for camera in sample_orthogonal(generator, size, count=VIEWS)])
     pictures = render_objects(objects, cameras, samples=RAYS)
-    rgba = torch.cat([pictures.rgb, pictures.alpha], dim=2).clamp(0, 1).mul(255).round().to(torch.uint8)
+    rgba = torch.cat([pictures.rgb, pictures.alpha], dim=2).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
     shape = (count, SETS, VIEWS)
     return PriorData(
         rgba.unflatten(1, (SETS, VIEWS)),

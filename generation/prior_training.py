@@ -66,9 +66,9 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "cpu": Recipe(networks.CPU_LAYOUT, clip.CPU_GUIDE, clip.CPU_SCORER, 20_000, 256, 5_000, 96, 12_000, 32),
+    "cpu": Recipe(networks.CPU_LAYOUT, clip.CPU_GUIDE, clip.CPU_SCORER, 20_000, 256, 5_000, 96, 14_000, 32),
     "gpu": Recipe(
-        networks.GPU_LAYOUT, clip.GPU_GUIDE, clip.GPU_SCORER, 80_000, 512, 3_000, 2048, 9_000, 256, warm_up=500
+        networks.GPU_LAYOUT, clip.GPU_GUIDE, clip.GPU_SCORER, 40_000, 512, 3_000, 2048, 9_000, 256, warm_up=500
     ),
 }
 
