@@ -25,7 +25,7 @@ from scene.voxel_grid import VoxelGrid, dense_alpha, with_occupied
 __all__ = ["Checkpoint", "GridOptions", "train_grid"]
 
 LEAST_COARSE, MOST_COARSE = 600, 0.4  # steps of the coarse grid, and progress at which it ends all the same
-LEAST_AT_A_SIZE = 100
+LEAST_AT_A_SIZE = 300
 LEAST_RAYS = 256
 PRUNE_EVERY, PRUNE_FROM = 0.025, 0.0125  # of the fine stage: when occupied voxels are looked at again
 
@@ -83,6 +83,11 @@ def _least(trainer: Trainer) -> int:
     return min(LEAST_AT_A_SIZE, trainer.options.steps // 50)
 
 
+def _may_double(trainer: Trainer, p: float) -> bool:
+    """Whether this size has been trained for long enough, and the next one will be: twice the least, at this pace."""
+    return trainer.step.step >= _least(trainer) and trainer.done * (1 - p) / max(p, 1e-9) >= 2 * _least(trainer)
+
+
 def _coarse_is_done(trainer: Trainer, p: float) -> bool:
     """After its share of the run; later where the steps taken are too few, for a fine grid full of fog costs more."""
     share = trainer.options.coarse_share
@@ -131,11 +136,7 @@ def _turn(trainer: Trainer, p: float, decide: Callable[[str], None]) -> None:
         return
     within = _in_stage(trainer, p)
     doublings = trainer.recipe.doublings
-    if (
-        trainer.doubled < len(doublings)
-        and within >= doublings[trainer.doubled]
-        and trainer.step.step >= _least(trainer)
-    ):
+    if trainer.doubled < len(doublings) and within >= doublings[trainer.doubled] and _may_double(trainer, p):
         double(trainer)
     due = int((within - PRUNE_FROM) / PRUNE_EVERY) + 1 if within >= PRUNE_FROM else 0
     if due > trainer.pruned:
