@@ -250,7 +250,8 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
-    importlib.import_module("apps.run_cameras")
+    for module in ("apps.run_cameras", "recon.dot"):
+        importlib.import_module(module)
 
 
 if __name__ == "__main__":

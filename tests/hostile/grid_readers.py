@@ -1,9 +1,11 @@
-"""Voxel grids as targets of the fuzzing: what is read is looked at too, for kernels trust its numbers."""
+"""Voxel grids and octrees as targets of the fuzzing: what is read is looked at too, for kernels trust its numbers."""
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 
 from tests.hostile.mutations import Form
 from tests.scene.density_grids import drawn
+from tests.scene.octrees import random_octree
 from tests.scene.voxel_grids import KINDS, a_frame, grid_of, looking_at
 
 SIZE = (7, 6, 9)
@@ -72,3 +75,42 @@ def read_voxel_grid(folder: Path) -> None:
 
     grid = load_voxel_grid(folder / "scene.safetensors")
     render_grid(grid, looking_at((1.9, -2.6, 1.4), size=4), torch.ones(3))
+
+
+def octree_seeds(folder: Path) -> dict[str, list[Form]]:
+    """Octrees as bytes, and by the header and the numbers of each of their arrays."""
+    from scene.formats.octree_npz import save_octree
+
+    forms = []
+    for degree in (0, 1):
+        save_octree(folder / "scene.npz", random_octree(3, degree, seed=degree))
+        with zipfile.ZipFile(folder / "scene.npz") as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        forms.append(Form((folder / "scene.npz").read_bytes()))
+        forms += [Form(content, pack=with_entry(entries, name)) for name, content in entries.items()]
+        for name in ("child.npy", "parent_depth.npy"):  # what the tree is walked by
+            begin = 10 + int.from_bytes(entries[name][8:10], "little")
+            head, whole = entries[name][:begin], with_entry(entries, name)
+            numbers = Form(entries[name][begin:], pack=lambda body, head=head, whole=whole: whole(head + body))
+            forms += 3 * [numbers]
+    return {"scene.npz": forms}
+
+
+def with_entry(entries: dict[str, bytes], name: str) -> Callable[[bytes], bytes]:
+    """Packs the archive with other content of one entry."""
+
+    def pack(content: bytes) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as made:
+            for entry, old in entries.items():
+                made.writestr(entry, content if entry == name else old)
+        return buffer.getvalue()
+
+    return pack
+
+
+def read_octree(folder: Path) -> None:
+    from recon import dot
+
+    octree = dot.load_scene(folder / "scene.npz")
+    dot.picture(octree, looking_at((1.9, -2.6, 1.4), size=4), torch.ones(3), dot.Config())

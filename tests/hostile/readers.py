@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from tests.data.pictures import noise, poses, save
-from tests.hostile.grid_readers import read_voxel_grid, voxel_grid_seeds
+from tests.hostile.grid_readers import octree_seeds, read_octree, read_voxel_grid, voxel_grid_seeds
 from tests.hostile.mutations import Form
 from tests.scene.splats import random_gaussians
 
@@ -516,5 +516,6 @@ READERS = (
     ),
     Reader("checkpoint", checkpoint_seeds, read_a_checkpoint),
     Reader("voxel_grid", voxel_grid_seeds, read_voxel_grid),
+    Reader("octree", octree_seeds, read_octree),
     Reader("run_json", run_seeds, read_run, 0.5, "six files are read each time"),
 )
