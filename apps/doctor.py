@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes.util
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -142,50 +141,21 @@ def _film() -> Finding:
 
 
 def _self_test() -> Finding:
-    """Kernels against their plain-torch twin, on one small scene, forward and backward."""
+    """Kernels against their plain-torch twins, forward and backward, on a small scene of each kind."""
     import torch
 
-    from scene.cameras import Camera, look_at
-    from scene.gaussians import Gaussians
+    from apps import self_test
     from scene.ops import native
-    from scene.rasterize import render
 
     if not native.has(torch.device("cpu")):
-        return "warn", "no kernels to test; the plain-torch twin computes everything"
-    generator = torch.Generator().manual_seed(0)
-    xyz = torch.randn(400, 3, generator=generator)
-    rgb = torch.randint(0, 255, (400, 3), generator=generator).to(torch.uint8)
-    eye, target, up = torch.tensor([0.0, -4.0, 1.0]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])
-    K = torch.tensor([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
-    camera = Camera(K, look_at(eye, target, up), 80, 60)
-    weights = torch.randn(60, 80, 3, generator=generator)
-
-    def pass_through() -> tuple[torch.Tensor, torch.Tensor, float]:
-        scene = Gaussians.from_points(xyz, rgb, sh_degree=1)
-        scene.means.requires_grad_(True)
-        began = time.perf_counter()
-        shown = render(scene, camera).rgb
-        (shown * weights).sum().backward()
-        assert scene.means.grad is not None
-        return shown.detach(), scene.means.grad, time.perf_counter() - began
-
-    pass_through()
-    fast = pass_through()
-    before = os.environ.get("MAQUETTE_BACKEND")
-    os.environ["MAQUETTE_BACKEND"] = "reference"
-    try:
-        slow = pass_through()
-    finally:
-        os.environ.pop("MAQUETTE_BACKEND")
-        if before is not None:
-            os.environ["MAQUETTE_BACKEND"] = before
-    image = float((fast[0] - slow[0]).abs().max())
-    gradient = float((fast[1] - slow[1]).norm() / slow[1].norm())
-    sentence = f"kernels against the twin: image {image:.1e}, gradients {gradient:.1e} apart; "
-    sentence += f"{slow[2] / fast[2]:.0f} times as fast"
-    # A pixel at a cut-off may flip between float orders, so a single value may differ by 1/255.
-    sound = image < 1e-2 and gradient < 1e-2
-    return ("good" if sound else "bad"), sentence
+        return "warn", "no kernels to test; the plain-torch twins compute everything"
+    sound, said = True, []
+    for name, make in self_test.TESTS.items():
+        found = self_test.compare(make)
+        sound = sound and found.sound
+        apart = f"picture {found.picture:.1e}, gradients {found.gradient:.1e} apart"
+        said.append(f"{name}: {apart}, {found.speed:.0f} times as fast")
+    return "good" if sound else "bad", "kernels against their twins: " + "; ".join(said)
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {
