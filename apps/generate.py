@@ -26,12 +26,12 @@ from apps.generate_stages import (
     judged,
     keep_reference,
     load_reference,
-    texture_cameras,
+    texture_views,
     write_generated_cameras,
 )
-from apps.meshing import budget, fine_mesh_file, finish, rendered_views
+from apps.meshing import budget, fine_mesh_file, finish
 from apps.methods import Trained, method_of, words_of
-from apps.pipeline import TURNTABLE_FPS, TURNTABLE_FRAMES, TURNTABLE_SECONDS, affordable_frames
+from apps.pipeline import TURNTABLE_FPS, TURNTABLE_FRAMES, affordable_frames
 from apps.priors import ChosenPrior, choose_prior
 from apps.report import write_report
 from apps.run_cameras import read_cameras
@@ -40,12 +40,11 @@ from apps.signals import StopSignal
 from scene.errors import InputError, Interrupted
 from scene.formats import load_mesh, save_mesh
 from scene.mesh import Mesh
-from scene.mesh_extraction import MeshConfig, surface_to_mesh
 from scene.runs import Run, StepReport
 
 AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.4, 20.0, 90.0  # of --max-minutes for mesh, film and report; seconds
 SHORTEST_TRAINING = 5.0  # seconds
-VOXELS_PER_CELL = 2.5  # of the mesh's grid along an edge, for each voxel of the scene's
+FILM_SECONDS = 15.0  # scenes that are slow to draw get fewer frames
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -117,7 +116,7 @@ class _Work:
             keep_reference(run, self.image)
             run.decide(f"The picture {request.image} says with the words what is wanted.")
         run.finish("prior", **self.chosen.facts)
-        write_generated_cameras(run)
+        write_generated_cameras(run, self.job.config.voxels)
         self.stop.check()
         trained = self.trained()
         self.judged(trained)
@@ -201,11 +200,11 @@ class _Work:
         began = time.monotonic()
         seen, shown = read_cameras(run), trained.to(self.device)
         try:
-            fine = self.fine_mesh(shown, seen.train)
+            fine = self.fine_mesh(shown)
         except InputError as error:
             run.decide(f"No mesh: {error}")
             return
-        views = rendered_views(shown.picture, texture_cameras(seen.train))
+        views = texture_views(shown.picture, seen.train)
         made = finish(fine, views, budget(request.mesh, request.faces), progress=self.progress, stop=self.stop)
         save_mesh(run.folder / "mesh.glb", made.mesh, up=up_of(seen), label=made.label.as_json())
         facts = made.mesh.facts()
@@ -215,15 +214,13 @@ class _Work:
             run.decide(f"The mesh has a fault: {fault.sentence}")
         run.event(f"{facts.faces:,} faces, texture {made.textured.facts.size} px")
 
-    def fine_mesh(self, trained: Trained, cameras: Sequence[Any]) -> Mesh:
+    def fine_mesh(self, trained: Trained) -> Mesh:
         """The mesh before decimation, kept in the run. Raises InputError when no surface comes out."""
         path = fine_mesh_file(self.run.folder)
         if self.run.finished("surface") is not None and path.is_file():
             return load_mesh(path)
         began = time.monotonic()
-        config = MeshConfig(voxels=round(VOXELS_PER_CELL * self.job.config.voxels), faces=0)
-        fine = surface_to_mesh(trained.surface, cameras, config, progress=self.progress, stop=self.stop)
-        save_mesh(path, fine)
+        save_mesh(path, self.method.fine_mesh(trained.scene))
         self.run.finish("surface", seconds=time.monotonic() - began)
         return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
 
@@ -237,7 +234,7 @@ class _Work:
         began = time.monotonic()
         draw, background = trained.to(self.device).picture, read_cameras(run).background
         minutes = self.job.request.max_minutes
-        left = TURNTABLE_SECONDS if minutes is None else min(TURNTABLE_SECONDS, 60 * minutes - run.seconds)
+        left = FILM_SECONDS if minutes is None else min(FILM_SECONDS, 60 * minutes - run.seconds)
         count = affordable_frames(lambda: draw(film_path(1)[0], background), left)
         frames = pictures_along(draw, film_path(count), background, lambda done, all_: self.progress(done, all_, ""))
         write_film(run.folder / "turntable.mp4", frames, fps=round(TURNTABLE_FPS * count / TURNTABLE_FRAMES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from apps.generate_options import GenerateJob
 from apps.methods import Trained
 from apps.priors import ChosenPrior, embedded_scorer
+from apps.run_scene import Drawing
 from generation.bank_prior import BankPrior
 from generation.judging import judged_cameras, judged_sides, reference_objects, reference_pictures, scored
 from generation.text_to_scene import Step
@@ -20,11 +22,13 @@ from scene.errors import InputError
 from scene.formats.pictures import encode_png, write_picture
 from scene.mesh_extraction import evenly
 from scene.runs import Run
+from scene.texture import PhotoView
 from scene.untrusted import open_picture, open_regular
 
 FOV, DISTANCE = 40.0, 2.7  # of all cameras here: degrees, world units
-MESH_SIZE, FILM_SIZE, JUDGE_SIZE = 192, 384, 64  # pixels
-MESH_RINGS = ((-35.0, 8), (0.0, 12), (25.0, 12), (60.0, 8))  # elevation in degrees, cameras
+FILM_SIZE, JUDGE_SIZE = 384, 64  # pixels
+PIXELS_PER_VOXEL, LEAST_MESH_SIZE, MOST_MESH_SIZE = 4, 48, 512  # of the pictures that colour a mesh
+RINGS = ((-35.0, 8), (0.0, 12), (25.0, 12), (60.0, 8))  # elevation in degrees, cameras
 TEXTURED_VIEWS = 16  # a texture blends few pictures, and each costs time
 FILM_ELEVATION = 20.0
 PREVIEW_FILE, PREVIEWS, REFERENCE_FILE = "preview.png", "previews", "reference.png"
@@ -34,15 +38,29 @@ REFERENCES = 16
 LARGEST_REFERENCE = 512  # pixels of a side that is kept of --image
 
 
-def mesh_cameras() -> list[Camera]:
-    """The cameras that a mesh is made from: rings around the object, and one from above and one from below."""
-    rings = [(e, 360 * i / n) for e, n in MESH_RINGS for i in range(n)]
-    return [orbit_camera(a, e, FOV, DISTANCE, MESH_SIZE) for e, a in [*rings, (89.0, 0.0), (-89.0, 0.0)]]
+def mesh_cameras(voxels: int) -> list[Camera]:
+    """The cameras around a scene: rings around the object, and one from above and one from below.
+
+    voxels: along an edge of the scene's grid.
+    """
+    size = min(MOST_MESH_SIZE, max(LEAST_MESH_SIZE, PIXELS_PER_VOXEL * voxels))
+    rings = [(e, 360 * i / n) for e, n in RINGS for i in range(n)]
+    return [orbit_camera(a, e, FOV, DISTANCE, size) for e, a in [*rings, (89.0, 0.0), (-89.0, 0.0)]]
 
 
-def texture_cameras(cameras: list[Camera]) -> list[Camera]:
-    """Those of them whose pictures colour the mesh."""
-    return evenly(cameras, TEXTURED_VIEWS)
+def texture_views(draw: Drawing, cameras: Sequence[Camera]) -> list[PhotoView]:
+    """Pictures of the scene that colour its mesh, with the alpha of their soft edges."""
+
+    def loader(camera: Camera) -> Callable[[], tuple[Tensor, Tensor | None]]:
+        def load() -> tuple[Tensor, Tensor | None]:
+            black, white = (draw(camera, torch.full((3,), shade)).cpu() for shade in (0.0, 1.0))
+            alpha = (1 - (white - black).mean(-1)).clamp(0, 1)
+            rgb = (black / alpha.clamp(min=1e-3)[..., None]).clamp(0, 1)
+            return (rgb * 255).round().to(torch.uint8), (alpha * 255).round().to(torch.uint8)
+
+        return load
+
+    return [PhotoView(camera, loader(camera)) for camera in evenly(cameras, TEXTURED_VIEWS)]
 
 
 def film_path(frames: int) -> list[Camera]:
@@ -50,7 +68,7 @@ def film_path(frames: int) -> list[Camera]:
     return [orbit_camera(360 * i / frames, FILM_ELEVATION, FOV, DISTANCE, FILM_SIZE) for i in range(frames)]
 
 
-def write_generated_cameras(run: Run) -> None:
+def write_generated_cameras(run: Run, voxels: int) -> None:
     """cameras.json of a scene without photos: those of its mesh, over white, +Z up."""
     views = [
         {
@@ -61,7 +79,7 @@ def write_generated_cameras(run: Run) -> None:
             "K": camera.K.tolist(),
             "c2w": camera.c2w.tolist(),
         }
-        for i, camera in enumerate(mesh_cameras())
+        for i, camera in enumerate(mesh_cameras(voxels))
     ]
     facts = {"up": [0.0, 0.0, 1.0], "ordered": True, "metric": False, "background": [1.0] * 3}
     run.write_json("cameras.json", {**facts, "views": views, "points": []})

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from apps.console import JsonLines, Watcher
+from apps.generate_report import is_generation
 from apps.methods import Progress, Trained
 from apps.options import Evaluate, job_of_run, parse
 from apps.report import write_report
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
         say = stack.enter_context(JsonLines()) if request.json else None
         if say is None:
             run.listeners.append(stack.enter_context(Watcher()))
+        if is_generation(run):
+            raise InputError(f"{request.run} was made of words: no photos were held out that it could be judged on")
         trained = trained_scene(run)
         run.stage = "evaluate"
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from generation.bank_prior import BankPrior
 from generation.distillation import Checkpoint, Distillation
+from generation.grid_surface import grid_to_mesh
 from generation.guidance import PRESETS as GUIDANCE
 from generation.guidance import Guidance
 from generation.guidance_schedules import Times, stretched
@@ -30,7 +31,7 @@ from generation.views import ViewRange
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
 from scene.errors import InputError, Interrupted
-from scene.mesh import connected_parts
+from scene.mesh import Mesh, connected_parts
 from scene.ops import native
 from scene.runs import StepReport
 from scene.volume_rendering import frame_of, render_grid
@@ -244,6 +245,11 @@ def surface_frame(scene: VoxelGrid, camera: Camera, config: Any) -> DepthFrame:
     """Colour and depth of the surface."""
     with torch.no_grad():
         return frame_of(render_grid(scene, camera, torch.zeros(3)), camera)
+
+
+def fine_mesh(scene: VoxelGrid) -> Mesh:
+    """The coloured surface, closed. Raises InputError where there is none."""
+    return grid_to_mesh(scene)
 
 
 def counts(scene: VoxelGrid) -> tuple[int, int]:

@@ -1,0 +1,102 @@
+"""Score distillation onto a grid: a picture chooses, parts left over go, time limits hold, every option is checked."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from generation import sds
+from generation.bank_prior import BankConfig, BankPrior
+from generation.judging import judged_cameras, judged_sides, reference_pictures
+from generation.priors import GaussianPrior
+from generation.scenes import GridConfig, GridTarget
+from generation.text_to_scene import Step
+from generation.trained_prior import TrainedPrior
+from scene.errors import InputError, Interrupted
+from scene.voxel_grid import dilate
+from tests.generation.prior_toys import toy_network
+
+PROMPT = "a car with red body and black wheels"
+SMALL = sds.Config(steps=60, pixels=24, voxels=24, coarse=0.3, members=4)
+
+
+def bank(pixels: int = 24, members: int = 4) -> BankPrior:
+    return BankPrior([PROMPT], BankConfig(members=members, size=pixels, samples=1))
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_picture_decides_which_object_is_made(k: int) -> None:
+    prior = bank()
+    truth = reference_pictures(prior.members(PROMPT), 24)
+    scene = sds.train(PROMPT, prior, SMALL, image=truth[k, 0])
+    seen = torch.stack([sds.picture(scene, c, torch.ones(3), SMALL).permute(2, 0, 1) for c in judged_cameras(24)])
+    sides = judged_sides(seen.clamp(0, 1), truth)
+    assert sides.nearest == k and sides.psnr > 20, sides
+
+
+@torch.no_grad()
+def test_cleaning_takes_small_parts_and_haze_and_nothing_else() -> None:
+    target = GridTarget(GridConfig(voxels=24))
+    grid = replace(target.grid, density=torch.full((24, 24, 24), -3.0), features=target.grid.features.detach())
+    grid.density[6:16, 6:16, 6:16] = 6.0
+    grid.density[20:22, 20:22, 20:22] = 6.0
+    clean = sds.cleaned(grid)
+    camera = judged_cameras(48)[0]
+    alone = replace(grid, density=grid.density.clone())
+    alone.density[19:, 19:, 19:] = -30.0
+    alone.density[~dilate(dilate(alone.density > 0))] = -30.0  # what is interpolated with the box stays
+    found, wanted = (sds.picture(g, camera, torch.ones(3), SMALL) for g in (clean, alone))
+    assert float((found - wanted).abs().mean()) < 0.01
+    assert bool(clean.occupied[10, 10, 10]) and not bool(clean.occupied[20:, 20:, 20:].any())
+
+
+def test_with_a_time_limit_steps_are_left_out_and_the_last_one_is_done() -> None:
+    seen: list[Step] = []
+    slow = replace(SMALL, steps=100_000)
+    began = time.monotonic()
+    sds.train(PROMPT, bank(), slow, max_seconds=2.0, on_pictures=seen.append)
+    numbers = [step.step for step in seen]
+    assert numbers == sorted(set(numbers)) and len(numbers) < 10_000 and numbers[-1] > 80_000
+    assert time.monotonic() - began < 20
+    assert seen[-1].t < 0.25 < 0.9 < seen[0].t
+
+
+def test_stopping_saves_first() -> None:
+    kept: list[sds.Checkpoint] = []
+    seen: list[Step] = []
+    with pytest.raises(Interrupted, match="after 3 steps"):
+        sds.train(PROMPT, bank(), SMALL, on_pictures=seen.append, save=kept.append, stop=lambda: len(seen) == 3)
+    assert [c.state["step"] for c in kept] == [3] and kept[0].state["steps"] == 60
+
+
+def test_options_follow_the_prior() -> None:
+    own = sds.options_of(SMALL, bank(), 5)
+    assert (own.guidance.method, own.guidance.scale, own.sets, own.seed) == ("x0", 1.0, 1, 5)
+    assert [(s.start, s.pixels, s.voxels) for s in own.stages] == [(0.0, 12, 12), (0.3, 24, 24)]
+    trained = sds.options_of(SMALL, TrainedPrior(toy_network()), 0)
+    assert (trained.guidance.method, trained.guidance.scale) == ("x0", TrainedPrior.guidance)
+    assert trained.stages[-1].pixels == 8 and not trained.rule.words
+    single = GaussianPrior({None: (torch.zeros(3, 8, 8), torch.ones(3, 8, 8))})
+    plain = sds.options_of(SMALL, single, 0)
+    assert (plain.guidance.method, plain.guidance.scale, plain.sets, plain.rule.words) == ("sds", 100.0, 4, True)
+    flow = sds.options_of(SMALL, GaussianPrior(single.gaussians, "flow"), 0)
+    assert flow.guidance.method == "rfds"
+    asked = sds.options_of(replace(SMALL, guidance="csd", scale=3.0, sets=2), single, 0)
+    assert (asked.guidance.method, asked.guidance.scale, asked.sets) == ("csd", 3.0, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"pixels": 4}, {"voxels": 10_000}, {"coarse": float("nan")}, {"members": 0}, {"sets": 0},
+              {"scale": -1.0}, {"sparsity": float("inf")}, {"checkpoint_seconds": float("nan")}]
+)  # fmt: skip
+def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="must lie between"):
+        replace(SMALL, **wrong)
+
+
+def test_presets_are_options() -> None:
+    assert all(replace(sds.Config(), **changes) for changes in sds.PRESETS.values())
+    assert set(sds.PRESETS) == {"draft", "standard", "high"}
