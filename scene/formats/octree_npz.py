@@ -157,7 +157,7 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path, most: int, kind: str
         header = ast.literal_eval(content[begin : begin + length].decode("latin-1").strip())
         dtype, shape = np.dtype(str(header["descr"])), tuple(int(n) for n in header["shape"])
         by_columns = bool(header["fortran_order"])
-    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+    except (ValueError, OverflowError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise InputError(f"{path}: {name} has a header that cannot be read ({error})") from error
     size = math.prod(shape) * dtype.itemsize if min(shape, default=0) >= 0 else -1
     if dtype.kind not in kind + ("u" if kind == "i" else "") or dtype.itemsize > 8 or by_columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,23 @@ def test_files_that_end_early_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(InputError, match=r"scene\.npz"):
             load_octree(path)
+
+
+@pytest.mark.parametrize("shape", [b"(1e999,)", b"(1e999, 2, 2, 2)", b"(-1, 2, 2, 2)", b"None", b"(1, 2"])
+def test_an_array_whose_header_lies_is_refused(shape: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "scene.npz"
+    parts(path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    content = entries["child.npy"]
+    begin = content.index(b"(", content.index(b"shape"))
+    end = content.index(b")", begin) + 1
+    length = len(content) - content.index(b"\n") - 1
+    head = content[:begin] + shape + content[end : content.index(b"\n") + 1]
+    head = head[:8] + (len(head) - 10).to_bytes(2, "little") + head[10:]
+    entries["child.npy"] = head + content[len(content) - length :]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, entry in entries.items():
+            archive.writestr(name, entry)
+    with pytest.raises(InputError, match=r"scene\.npz: child"):
+        load_octree(path)
