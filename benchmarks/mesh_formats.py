@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,7 @@ def triangles_of(reader: str, path: Path) -> NDArray | None:
         found: Any = trimesh.load(path, force="mesh", process=False)
         return np.asarray(found.triangles)
     if reader == "open3d" and not usd:
-        import open3d as o3d
-
-        mesh: Any = o3d.io.read_triangle_mesh(path)
+        mesh: Any = peers.open3d().io.read_triangle_mesh(path)
         return np.asarray(mesh.vertices)[np.asarray(mesh.triangles)]
     if reader == "usd-core" and usd:
         Usd, UsdGeom = pxr("Usd", "UsdGeom")
@@ -137,7 +136,7 @@ def judge(mesh: Mesh, folder: Path, ending: str) -> dict[str, Any]:
     row["ours"] = corner_error(truth, back.vertices[back.faces])
     row["watertight"] = back.facts().watertight
     for reader in READERS[1:]:
-        found = triangles_of(reader, path)
+        found = unless_missing(partial(triangles_of, reader, path))
         row[reader] = None if found is None else corner_error(truth, scene_axes(found, ending))
     row["picture"] = None
     if back.material is not None and back.uvs is not None and mesh.material is not None and mesh.uvs is not None:

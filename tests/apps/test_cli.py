@@ -113,7 +113,8 @@ def test_debug_shows_the_traceback_of_a_users_mistake(
         ["render", "BALL"],
         ["eval", "BALL"],
         ["bench", "everything"],
-        ["generate", "a chair"],
+        ["generate", "a purple flurb"],
+        ["avatar", "someone.jpg"],
     ],
 )
 def test_a_wrong_request_is_2_and_says_why(
