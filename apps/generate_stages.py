@@ -27,7 +27,7 @@ from scene.untrusted import open_picture, open_regular
 
 FOV, DISTANCE = 40.0, 2.7  # of all cameras here: degrees, world units
 FILM_SIZE, JUDGE_SIZE = 384, 64  # pixels
-PIXELS_PER_VOXEL, LEAST_MESH_SIZE, MOST_MESH_SIZE = 4, 48, 512  # of the pictures that colour a mesh
+PIXELS_PER_VOXEL, LEAST_MESH_SIZE, MOST_MESH_SIZE = 6, 48, 512  # of the pictures that colour a mesh
 RINGS = ((-35.0, 8), (0.0, 12), (25.0, 12), (60.0, 8))  # elevation in degrees, cameras
 TEXTURED_VIEWS = 16  # a texture blends few pictures, and each costs time
 FILM_ELEVATION = 20.0
