@@ -111,7 +111,8 @@ class _Work:
         run.add_metrics(method=self.job.method, source=request.prompt)
         run.stage = "prior"
         run.event()
-        run.decide(self.chosen.sentence)
+        for sentence in (self.chosen.sentence, *self.method.decisions(self.job.config, self.chosen.prior)):
+            run.decide(sentence)
         if self.image is not None:
             keep_reference(run, self.image)
             run.decide(f"The picture {request.image} says with the words what is wanted.")

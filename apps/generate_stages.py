@@ -14,8 +14,8 @@ from apps.methods import Trained
 from apps.priors import ChosenPrior, embedded_scorer
 from apps.run_scene import Drawing
 from generation.bank_prior import BankPrior
+from generation.distillation import Step
 from generation.judging import judged_cameras, judged_sides, reference_objects, reference_pictures, scored
-from generation.text_to_scene import Step
 from generation.views import orbit_camera
 from scene.cameras import Camera
 from scene.errors import InputError

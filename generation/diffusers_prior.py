@@ -27,7 +27,7 @@ from torch.nn import functional
 from generation import mvdream
 from generation.diffusers_files import ModelFolder, find_model
 from generation.diffusers_parts import VIEWS, Parts, Words, load_parts
-from generation.priors import Condition, Process, noise_of_clean, noise_of_velocity
+from generation.priors import Condition, Place, Process, noise_of_clean, noise_of_velocity
 from scene.cameras import Camera
 from scene.errors import InputError
 
@@ -153,6 +153,13 @@ class DiffusersPrior:
         if self.parts.prediction == "sample":
             return noise_of_clean(z_t, out, a, s)
         return noise_of_velocity(z_t, out, a, s, self.process)
+
+    def adaptable(self) -> Place:
+        """The network; U-Nets of single views may be told cameras beside the time, as ProlificDreamer does it."""
+        network: Any = self.parts.network
+        if self.views > 1 or self.process == "flow":
+            return Place(network, needs_cameras=self.views > 1)
+        return Place(network, network.time_embedding, int(network.time_embedding.linear_2.out_features))
 
     def words(self, text: str | None) -> Words:
         """A text through the text encoders; each is encoded once."""

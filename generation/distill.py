@@ -148,8 +148,13 @@ def _vsd(draw: Draw) -> Terms:
         raise InputError("VSD needs a second model that learns the renders (a LoRA of the prior), got none")
     z_t, scales = draw.z_t, cfg(draw.guidance.scale)._replace(source=-1.0)
     with torch.no_grad():
-        source = draw.source.predict(z_t, draw.t, [draw.prompts.source or draw.prompts.texts[0]])[0]
+        source = draw.source.predict(z_t, draw.t, [source_condition(draw.prompts)])[0]
     return Terms(z_t, predict(draw.prior, draw.prompts, z_t, draw.t, scales)._replace(source=source), scales)
+
+
+def source_condition(prompts: Prompts) -> Condition:
+    """What VSD's second model is told, when it predicts and when it learns."""
+    return prompts.source or prompts.texts[0]
 
 
 def inverted(draw: Draw, start: Tensor, times: Sequence[Tensor], scales: Scales) -> tuple[Tensor, Tensor]:
@@ -174,13 +179,14 @@ def inverted(draw: Draw, start: Tensor, times: Sequence[Tensor], scales: Scales)
 class Distilled(NamedTuple):
     """loss: 0-dim; its gradient by z is gradient / N.  gradient: [N, C, h, w].  t: [N].
 
-    clean: [N, C, h, w], what the prior takes the pictures for, under the prompt alone.
+    clean: [N, C, h, w], what the prior takes the pictures for, under the prompt alone.  z: the pictures, encoded.
     """
 
     loss: Tensor
     gradient: Tensor
     t: Tensor
     clean: Tensor | None
+    z: Tensor
 
 
 def distil(
@@ -218,7 +224,7 @@ def distil(
     if guidance.pictures:
         loss = loss + guidance.pictures * _picture_loss(draw, terms, images, weight)
     text = terms.noises.text
-    return Distilled(loss, gradient, t, None if text is None else clean_of_noise(terms.z_t, text, a, s))
+    return Distilled(loss, gradient, t, None if text is None else clean_of_noise(terms.z_t, text, a, s), still)
 
 
 def source_loss(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from generation import clip, networks
+from generation.adam_state import adam_tensors, restore_adam
 from generation.captions import PAD
 from generation.clip import Clip, ClipLayout, contrastive_loss
 from generation.networks import Given, Layout, MultiViewUNet, update_average, velocity_of
@@ -39,7 +40,6 @@ WHITE = 0.5  # share of sets over white; the rest as `sample_backgrounds`
 SHIFT = 2  # pixels that pictures are moved by for CLIP
 LAST_RATE = 1e-5
 REPORT_SECONDS = 1.0
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,7 @@ class Trainer:
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for name, parameter in self.parameters.items():  # those that no loss has reached yet have no moments
-            tensors |= {f"{kind}.{name}": value for kind, value in self.optimizer.state.get(parameter, {}).items()}
+        tensors |= adam_tensors(self.optimizer, self.parameters)
         tensors |= {"choices": self.choices.get_state(), "noise": self.noise.get_state()}
         return Checkpoint(tensors, {"step": self.step, "seconds": self.seconds, "loss": self.loss})
 
@@ -159,11 +158,7 @@ class Trainer:
                     named = {name: tensors[prefix + name] for name in module.state_dict()}
                     module.load_state_dict(named)
             self.step, self.seconds, self.loss = int(state["step"]), float(state["seconds"]), float(state["loss"])
-            for name, parameter in self.parameters.items():
-                if f"step.{name}" in tensors:
-                    step, *moments = (tensors[f"{kind}.{name}"] for kind in MOMENTS)
-                    placed = [torch.empty_like(parameter).copy_(moment) for moment in moments]
-                    self.optimizer.state[parameter] = dict(zip(MOMENTS, (step.clone().to(self.device), *placed)))
+            restore_adam(self.optimizer, self.parameters, tensors)
             self.choices.set_state(tensors["choices"])
             self.noise.set_state(tensors["noise"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

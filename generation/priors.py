@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scene.cameras import Camera
 
@@ -68,6 +68,29 @@ class Prior(Protocol):
         One call for all conditions, so that a network sees one large batch. Raises InputError for words, cameras or
         pictures that the prior cannot take.
         """
+        ...
+
+
+class Place(NamedTuple):
+    """Where a prior's network can learn something beside its weights (`lora.py`).
+
+    network: what `Prior.predict` asks.  pose: its module whose outputs [K N, pose_width], those of K conditions of N
+    pictures, may be told the cameras; None where the network takes cameras itself.  needs_cameras: and never goes
+    without.
+    """
+
+    network: nn.Module
+    pose: nn.Module | None = None
+    pose_width: int = 0
+    needs_cameras: bool = False
+
+
+@runtime_checkable
+class Adaptable(Prior, Protocol):
+    """A prior with a network that adapters can be put beside; gradients of its noise flow to them."""
+
+    def adaptable(self) -> Place:
+        """Where."""
         ...
 
 

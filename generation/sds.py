@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from generation.bank_prior import BankPrior
-from generation.distillation import Checkpoint, Distillation
+from generation.distillation import BANK_GUIDANCE, Checkpoint, Distillation, Stage, Step
+from generation.distillation import Config as SceneConfig
 from generation.grid_surface import grid_to_mesh
 from generation.guidance import PRESETS as GUIDANCE
 from generation.guidance import Guidance
 from generation.guidance_schedules import Times, stretched
+from generation.lora import LoraConfig
 from generation.priors import Prior
 from generation.scenes import GridConfig, GridTarget, Rings
-from generation.text_to_scene import BANK_GUIDANCE, Stage, Step
-from generation.text_to_scene import Config as SceneConfig
+from generation.second_model import SecondConfig, sentence_of
 from generation.view_prompts import ViewRule
 from generation.views import ViewRange
 from scene.cameras import Camera
@@ -43,6 +44,7 @@ SCENE_FILE = "scene.safetensors"
 LEAST_PIXELS, MOST_PIXELS, MOST_VOXELS = 8, 512, 256
 SOLID = 0.05  # alpha of a step from which a voxel is part of something
 SMALL_PART = 0.02  # share of the largest part's voxels below which a part is left over, not meant
+FRONT, VSD_FRONT = 45.0, 30.0  # degrees of the front view to each side; ProlificDreamer's is narrower
 PUBLISHED_STEPS = 10_000  # that the schedules of published methods are made for
 
 
@@ -58,8 +60,11 @@ class Config:
     """along an edge of the grid"""
     coarse: float = 0.5
     """share of the steps that are done with half as many pixels and voxels along a side"""
-    guidance: Literal["auto", "sds", "sjc", "ism", "csd", "nfsd", "x0", "sdi", "hifa", "rfds", "rfds-rev"] = "auto"
-    """the method of distillation; auto: x0 for embedded priors and several views, rfds for flows, else sds"""
+    guidance: Literal["auto", "sds", "sjc", "vsd", "ism", "csd", "nfsd", "x0", "sdi", "hifa", "rfds", "rfds-rev"] = (
+        "auto"
+    )
+    """the method of distillation; auto: x0 for embedded priors and several views, rfds for flows, else sds; vsd also
+    trains adapters of the prior (LoRA) on the scene's pictures"""
     scale: float | None = None
     """of classifier-free guidance; default the method's or the prior's own"""
     negative: str | None = None
@@ -70,6 +75,14 @@ class Config:
     """objects that the bank prior makes of the prompt"""
     sparsity: float = 0.08
     """weight of a pixel's opacity beside its colours"""
+    opaqueness: float = 0.0
+    """weight of how undecided a pixel's opacity is between 0 and 1"""
+    total_variation: float = 0.0
+    """weight of the differences between neighbouring pixels"""
+    lora_rank: int = 4
+    """vsd: rows of the adapters' matrices"""
+    lora_rate: float = 1e-4
+    """vsd: learning rate of the adapters"""
     checkpoint_seconds: float = 10.0
     """time between checkpoints; a killed run loses no more than this"""
 
@@ -81,6 +94,10 @@ class Config:
             ("coarse", 0.0, 1.0),
             ("members", 1, 256),
             ("sparsity", 0.0, 1e6),
+            ("opaqueness", 0.0, 1e6),
+            ("total_variation", 0.0, 1e6),
+            ("lora_rank", 1, 1024),
+            ("lora_rate", 1e-8, 0.1),
             ("checkpoint_seconds", 0.0, 1e6),
         ):
             if not least <= getattr(self, name) <= most:
@@ -166,18 +183,27 @@ def options_of(config: Config, prior: Prior, seed: int) -> SceneConfig:
     fine = Stage(config.coarse, pixels, config.voxels)
     half = Stage(0.0, max(LEAST_PIXELS, pixels // 2), max(8, config.voxels // 2))
     stages = (replace(fine, start=0.0),) if config.coarse == 0 else (half, fine)
-    return replace(
-        SceneConfig(),
-        guidance=guidance_of(config, prior),
+    guidance = guidance_of(config, prior)
+    return SceneConfig(
+        guidance=guidance,
         steps=config.steps,
         sets=config.sets or (1 if prior.views > 1 else 4),
         stages=stages,
         views=Rings() if bank else ViewRange(),
-        rule=ViewRule(words=not embedded and prior.views == 1),
+        rule=ViewRule(VSD_FRONT if guidance.method == "vsd" else FRONT, words=not embedded and prior.views == 1),
         negative=config.negative,
         sparsity=config.sparsity,
+        opaqueness=config.opaqueness,
+        total_variation=config.total_variation,
+        second=SecondConfig(LoraConfig(config.lora_rank, rate=config.lora_rate)),
         seed=seed,
     )
+
+
+def decisions(config: Config, prior: Prior) -> list[str]:
+    """What was chosen for this prior that nobody asked for, as sentences for the run."""
+    options = options_of(config, prior, 0)
+    return [sentence_of(prior, options.second)] if options.guidance.method == "vsd" else []
 
 
 def guidance_of(config: Config, prior: Prior) -> Guidance:

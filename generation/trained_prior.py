@@ -21,7 +21,7 @@ from generation.captions import PAD, TOKENS, UNKNOWN, parse, tokenize
 from generation.clip import Clip
 from generation.networks import CAMERA_NUMBERS, Given, MultiViewUNet, camera_numbers, velocity_of
 from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, About, load_clip, load_prior_network
-from generation.priors import Condition, Process, noise_of_velocity, process_levels
+from generation.priors import Condition, Place, Process, noise_of_velocity, process_levels
 from scene.errors import InputError
 
 _VIEW = re.compile(r"\s*,\s*(front|side|back|overhead) view\s*$")
@@ -109,6 +109,10 @@ class TrainedPrior:
                     x = self.network(sets.repeat(k, 1, 1, 1, 1), times.repeat(k, 1), given).float()
                 found.update(zip(chosen, x.flatten(0, 1).unflatten(0, (k, -1))))
         return torch.stack([found[i] for i in range(len(conditions))])
+
+    def adaptable(self) -> Place:
+        """The network, which takes cameras."""
+        return Place(self.network)
 
     @torch.no_grad()
     def sample(

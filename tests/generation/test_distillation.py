@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from generation.bank_prior import BankConfig, BankPrior
-from generation.distillation import Checkpoint, Distillation
+from generation.distillation import Checkpoint, Config, Distillation, Stage
 from generation.scenes import GridConfig, GridTarget, Rings
-from generation.text_to_scene import Config, Stage, distil_scene
+from generation.text_to_scene import distil_scene
 from scene.errors import InputError
 
 PROMPT = "a yellow mug"

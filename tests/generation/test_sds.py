@@ -10,10 +10,10 @@ import torch
 
 from generation import sds
 from generation.bank_prior import BankConfig, BankPrior
+from generation.distillation import Step
 from generation.judging import judged_cameras, judged_sides, reference_pictures
 from generation.priors import GaussianPrior
 from generation.scenes import GridConfig, GridTarget
-from generation.text_to_scene import Step
 from generation.trained_prior import TrainedPrior
 from scene.errors import InputError, Interrupted
 from scene.voxel_grid import dilate

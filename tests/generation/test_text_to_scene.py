@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from generation.bank_prior import BankConfig, BankPrior
-from generation.distill import Surrounding
+from generation.distillation import BANK_GUIDANCE, Config, Stage, Step
 from generation.guidance import PRESETS
 from generation.guidance_schedules import Times
 from generation.object_render import render_objects
 from generation.scenes import GridConfig, GridTarget, Rings, SplatConfig, SplatTarget, Target
 from generation.shapes import ObjectModel
-from generation.text_to_scene import BANK_GUIDANCE, Config, Stage, Step, distil_scene
+from generation.text_to_scene import distil_scene
 from generation.views import orbit_camera
 from scene.depth_fusion import DepthFrame, back_project
 from scene.mesh_distance import point_to_mesh, sample_surface
@@ -81,7 +81,7 @@ def test_every_method_changes_both_kinds_of_scenes() -> None:
         for target in (GridTarget(GridConfig(voxels=12)), SplatTarget(SplatConfig(count=200))):
             before = {name: tensor.detach().clone() for name, tensor in target.parameters().items()}
             config = replace(TINY, steps=2, guidance=guidance, negative="a green car")
-            distil_scene("a yellow mug", prior, target, config, source=lambda z, prompts: Surrounding(prior, z, 0.01))
+            distil_scene("a yellow mug", prior, target, config)
             for name, tensor in target.parameters().items():
                 assert bool(tensor.isfinite().all()) and not torch.equal(tensor.detach(), before[name]), method
 
