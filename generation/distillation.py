@@ -1,8 +1,8 @@
 """Words to a scene: views of it are drawn, a prior says what it would change about them, and Adam follows.
 
 The step of DreamFusion (2209.14988), with several views as in MVDream (2308.16512), and after it one of VSD's second
-model (2305.16213, algorithm 1). What is distilled is a target (`scenes.py`), by any method of `distill.py`; defaults are
-those of the bank prior. A distillation may stop anywhere and go on from a checkpoint.
+model (2305.16213, algorithm 1). What is distilled is a target (`scenes.py`), by any method of `distill.py`; defaults
+are those of the bank prior. A distillation may stop anywhere and go on from a checkpoint.
 """
 
 from __future__ import annotations

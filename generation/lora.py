@@ -41,7 +41,8 @@ Layer = nn.Linear | nn.Conv2d
 class LoraConfig:
     """rank: rows of A.  layers: the projections of attention, or all linear layers and convolutions.
 
-    rate: Adam's.  steps: of learning in an iteration.  camera_drop: share of these without a camera.
+    rate: Adam's, for tens of thousands of iterations.  steps: of learning in each.  camera_drop: share of these without
+    a camera.
     """
 
     rank: int = 4
@@ -75,19 +76,20 @@ class Adapters:
     """B A of some layers, added to their outputs within `with adapters.beside():` and nowhere else."""
 
     def __init__(self, layers: Mapping[str, Layer], rank: int, generator: torch.Generator) -> None:
-        """A from N(0, 1 / rank^2), B zero; float32, on the layers' devices."""
+        """A from N(0, 1 / rank^2), B zero; of float32 at least, on the layers' devices."""
         self.layers = layers
         self.down: dict[str, nn.Parameter] = {}
         self.up: dict[str, nn.Parameter] = {}
         for name, layer in layers.items():
             outer, inner, *kernel = layer.weight.shape
             down, up = torch.randn(rank, inner, *kernel, generator=generator) / rank, torch.zeros(outer, rank)
-            self.down[name] = nn.Parameter(down.to(layer.weight.device))
-            self.up[name] = nn.Parameter(up.view(outer, rank, *(1 for _ in kernel)).to(layer.weight.device))
+            like = _single_at_least(layer.weight)
+            self.down[name] = nn.Parameter(down.to(like))
+            self.up[name] = nn.Parameter(up.view(outer, rank, *(1 for _ in kernel)).to(like))
 
     def change(self, name: str, x: Tensor) -> Tensor:
         """B A x of a layer."""
-        layer, down, up, x = self.layers[name], self.down[name], self.up[name], x.float()
+        layer, down, up, x = self.layers[name], self.down[name], self.up[name], x.to(self.up[name])
         if isinstance(layer, nn.Linear):
             return functional.linear(functional.linear(x, down), up)
         return functional.conv2d(functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)
@@ -113,7 +115,7 @@ class PoseEmbedding:
     def __init__(self, place: nn.Module, width: int, generator: torch.Generator) -> None:
         """place: the module whose outputs [M, width] are added to."""
         self.place = place
-        device = next(place.parameters()).device
+        like = _single_at_least(next(place.parameters()))
         inner = torch.randn(width, CAMERA_NUMBERS, generator=generator) / CAMERA_NUMBERS**0.5
         made = {
             "in": inner,
@@ -121,7 +123,7 @@ class PoseEmbedding:
             "out": torch.zeros(width, width),
             "bias": torch.zeros(width),
         }
-        self.parameters = {name: nn.Parameter(tensor.to(device)) for name, tensor in made.items()}
+        self.parameters = {name: nn.Parameter(tensor.to(like)) for name, tensor in made.items()}
 
     @contextmanager
     def told(self, conditions: Sequence[Condition], count: int) -> Iterator[None]:
@@ -201,3 +203,8 @@ class LoraModel:
         for name, parameter in self.parameters.items():
             parameter.copy_(placed_like(tensors[f"lora.{name}"], parameter))
         restore_adam(self.optimizer, self.parameters, under("adam.", tensors))
+
+
+def _single_at_least(weight: Tensor) -> Tensor:
+    """An empty tensor on the weight's device, of its type or of float32."""
+    return weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))

@@ -203,9 +203,11 @@ def test_weights_that_know_the_words_come_first_then_the_bank(weights: Path, mon
 def test_trained_weights_make_a_scene_that_the_scorer_judges(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     tiny = TINY[: TINY.index("--prior")]
-    generate.main([PROMPT, "--out", str(out), *tiny, "--steps", "3"])
+    generate.main([PROMPT, "--out", str(out), *tiny, "--steps", "3", "--guidance", "vsd"])
     assert json.loads((out / "config.json").read_text())["prior"] == "trained"
-    record = json.loads((out / "progress.json").read_text())["stages"]["judge"]
+    progress = json.loads((out / "progress.json").read_text())
+    record = progress["stages"]["judge"]
+    assert any(sentence.startswith("VSD's second model: adapters") for sentence in progress["decisions"])
     assert 1 <= record["scorer"]["rank"] <= record["scorer"]["among"] == 100
     assert "Held-out scorer" in (out / "report.html").read_text()
 

@@ -86,11 +86,24 @@ def test_options_follow_the_prior() -> None:
     assert flow.guidance.method == "rfds"
     asked = sds.options_of(replace(SMALL, guidance="csd", scale=3.0, sets=2), single, 0)
     assert (asked.guidance.method, asked.guidance.scale, asked.sets) == ("csd", 3.0, 2)
+    vsd = replace(SMALL, guidance="vsd", lora_rank=2, lora_rate=0.01, opaqueness=0.1)
+    learned = sds.options_of(vsd, TrainedPrior(toy_network()), 0)
+    assert (learned.guidance.method, learned.guidance.scale, learned.rule.threshold) == ("vsd", 2.0, 30.0)
+    assert (learned.second.lora.rank, learned.second.lora.rate, learned.opaqueness) == (2, 0.01, 0.1)
+
+
+def test_a_run_is_told_which_second_model_vsd_has() -> None:
+    vsd = replace(SMALL, guidance="vsd")
+    assert sds.decisions(SMALL, bank()) == []
+    assert [sentence.split(",")[0] for sentence in sds.decisions(vsd, bank())] == [
+        "VSD's second model: a Gaussian of variance 0.01 around each picture"
+    ]
+    assert "adapters of rank 4" in sds.decisions(vsd, TrainedPrior(toy_network()))[0]
 
 
 @pytest.mark.parametrize(
     "wrong", [{"steps": 0}, {"pixels": 4}, {"voxels": 10_000}, {"coarse": float("nan")}, {"members": 0}, {"sets": 0},
-              {"scale": -1.0}, {"sparsity": float("inf")}, {"checkpoint_seconds": float("nan")}]
+              {"scale": -1.0}, {"sparsity": float("inf")}, {"lora_rank": 0}, {"lora_rate": 1.0}, {"checkpoint_seconds": float("nan")}]
 )  # fmt: skip
 def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="must lie between"):
