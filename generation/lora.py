@@ -2,8 +2,8 @@
 
 LoRA (Hu et al., 2106.09685), eq. 3: h = W x + B A x with A of few rows. A is random and B zero at first, so that the
 adapted network begins as the prior's own; W never changes, and both share one network. ProlificDreamer (Wang et al.,
-2305.16213), section 3.2: e_src is that network, told of the camera by an embedding of the pose beside that of the time,
-and learns by eq. 10 (`distill.source_loss`). Rank, rate and sizes: threestudio's stable_diffusion_vsd_guidance.
+2305.16213): e_src is that network, told of the camera by an embedding of the pose beside that of the time, and learns
+by eq. 10 (`distill.source_loss`). The rate is threestudio's; the rank and the spread of A are diffusers' defaults.
 
 Departures: the pose's embedding ends in zeros at first (theirs is random), no weight decay, adapters in float32 also
 beside networks of half precision. Networks that take cameras keep their own way.

@@ -39,9 +39,8 @@ def prior_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Adapta
 
     def find(name: str) -> Adaptable:
         if name not in made:
-            made[name] = (
-                TrainedPrior(toy_network()) if name == "trained" else loaded(name, tmp_path_factory.mktemp(name))
-            )
+            toy = name == "trained"
+            made[name] = TrainedPrior(toy_network()) if toy else loaded(name, tmp_path_factory.mktemp(name))
         return made[name]
 
     return find
@@ -168,7 +167,9 @@ def test_vsds_gradient_of_stable_diffusion_is_that_of_its_own_modules(tmp_path: 
     second: Any = merged(model, unet)
     assert model.pose is not None
     p = model.pose.parameters
-    second.class_embedding = nn.Sequential(nn.Linear(*p["in"].shape[::-1]), nn.SiLU(), nn.Linear(*p["out"].shape))
+    second.class_embedding = nn.Sequential(
+        nn.Linear(16, len(p["in"])), nn.SiLU(), nn.Linear(len(p["out"]), len(p["out"]))
+    )
     for layer, weight, bias in ((0, "in", "bias_in"), (2, "out", "bias")):
         second.class_embedding[layer].weight, second.class_embedding[layer].bias = p[weight], p[bias]
     seen = torch.stack([camera_numbers(camera) for camera in toy_cameras()]).double()

@@ -117,17 +117,17 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 def test_a_killed_training_goes_on_bit_for_bit() -> None:
     data, guide = toy_data(), toy_guide()
     whole = toy_trainer()
-    train(whole, prior_loss(data, guide, 4), Pace(12), Hooks())
+    train(whole, prior_loss(data, guide, 4), Pace(8), Hooks())
     saved: list[Checkpoint] = []
     calls = iter(range(100))
     first = toy_trainer()
     with pytest.raises(Interrupted):
         hooks = Hooks(save=lambda c: saved.append(copy.deepcopy(c)), stop=lambda: next(calls) == 4)
-        train(first, prior_loss(data, guide, 4), Pace(12), hooks)
+        train(first, prior_loss(data, guide, 4), Pace(8), hooks)
     assert saved[-1].state["step"] == 5
     second = toy_trainer(seed=3)  # other weights and random numbers: all of it must come from the checkpoint
     second.restore(saved[-1])
-    train(second, prior_loss(data, guide, 4), Pace(12), Hooks())
+    train(second, prior_loss(data, guide, 4), Pace(8), Hooks())
     wanted, got = weights(whole), weights(second)
     assert wanted.keys() == got.keys()
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)

@@ -103,7 +103,8 @@ def test_a_run_is_told_which_second_model_vsd_has() -> None:
 
 @pytest.mark.parametrize(
     "wrong", [{"steps": 0}, {"pixels": 4}, {"voxels": 10_000}, {"coarse": float("nan")}, {"members": 0}, {"sets": 0},
-              {"scale": -1.0}, {"sparsity": float("inf")}, {"lora_rank": 0}, {"lora_rate": 1.0}, {"checkpoint_seconds": float("nan")}]
+              {"scale": -1.0}, {"sparsity": float("inf")}, {"lora_rank": 0}, {"lora_rate": 1.0},
+              {"checkpoint_seconds": float("nan")}]
 )  # fmt: skip
 def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="must lie between"):

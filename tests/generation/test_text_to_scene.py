@@ -52,12 +52,12 @@ def visible_points(model: ObjectModel) -> Tensor:
 )
 def test_words_become_one_of_the_objects_that_they_fit(prompt: str) -> None:
     prior, target = BankPrior([prompt], BankConfig(members=8)), GridTarget()
-    assert distil_scene(prompt, prior, target, Config(views=RING)) == 250
+    assert distil_scene(prompt, prior, target, Config(views=RING, steps=120)) == 120
     found = likeness(prior, prompt, target, 32)
     k = int(found.argmax())
     assert float(found[k]) >= 28 and float(found[k]) > float(found.mean()) + 3, found
     model = prior.members(prompt)[k]
-    mesh = target.mesh([c for e in (-25.0, 15.0, 50.0) for c in around(64, e)], MeshConfig(voxels=64, faces=20_000))
+    mesh = target.mesh([c for e in (-25.0, 15.0, 50.0) for c in around(48, e, 8)], MeshConfig(voxels=48, faces=20_000))
     on_mesh, _ = sample_surface(mesh, 4000, np.random.default_rng(0))
     accuracy = model.distance(torch.from_numpy(on_mesh).float()).abs().mean()
     completeness = point_to_mesh(visible_points(model).double().numpy(), mesh).mean()
