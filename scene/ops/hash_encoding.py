@@ -123,9 +123,9 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx, v_out):  # pyright: ignore[reportIncompatibleMethodOverride]
         table, points = (value.detach().contiguous() for value in ctx.saved_tensors)
-        v_out, v_table, v_points = grads[0].contiguous(), None, None
+        v_out, v_table, v_points = v_out.contiguous(), None, None
         kernels, shape = native.kernels(table.device), _on(ctx.levels, table.device)
         if ctx.needs_input_grad[0]:
             v_table = torch.zeros_like(table)
