@@ -112,11 +112,15 @@ class Occupancy:
         moved = torch.rand(*size, 3, generator=generator, device=generator.device).to(self.peaks) - 0.5
         axes = [torch.arange(n, device=self.peaks.device) for n in size]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) + moved
-        met = field.density(self.frame.world_from_grid(places.view(-1, 3))).view(size)
+        met = field.density(self.world(places.view(-1, 3))).view(size)
         self.peaks = torch.maximum(DECAY * self.peaks, met)
         depths = self.peaks * self.step
         least = depths.mean().clamp(max=-math.log1p(-self.least))  # a field of thin fog keeps its densest parts
         self.occupied = dilate(depths >= least)
+
+    def world(self, places: Tensor) -> Tensor:
+        """Grid coordinates [P, 3] in the world."""
+        return places / self.frame.voxels_per_unit + self.frame.box[0]
 
     def spans(self, origins: Tensor, unit: Tensor) -> RaySpans:
         """Samples along world rays [R, 3] with unit directions."""
@@ -135,7 +139,7 @@ class Occupancy:
 def see(field: HashField, occupancy: Occupancy, spans: RaySpans) -> tuple[Samples, Tensor]:
     """The samples that rays meet, and their colours [M, 3]. Differentiable in the field: colours, weights and last."""
     samples = occupancy.samples(spans)
-    points = occupancy.frame.world_from_grid(samples.points)
+    points = occupancy.world(samples.points)
     sigmas, rgb = field(points, points)
     taus = sigmas * occupancy.step
     before, last = _light(taus, samples.rays, samples.offsets)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from scene.cameras import Camera, look_at
 from scene.hash_field import MAGIC3D, Blob, HashField, Occupancy, composited, render_hash, see
 from scene.ops.hash_encoding import HashLevels, hash_encode_reference
 from scene.volume_rendering import render_field
+from tests.pretended_card import CARD, pretended_card
 
 LEVELS = HashLevels(levels=4, features=2, log2_rows=10, base=4, growth=1.6)
 HALF, STEP = 0.75, 0.75 / 32
@@ -137,6 +140,36 @@ def test_what_becomes_empty_is_forgotten_and_what_becomes_dense_found() -> None:
 def test_a_field_of_thin_fog_keeps_its_densest_parts() -> None:
     occupancy = refreshed(a_field(Blob(-12.0, -0.5)))  # softplus(-12 - 24 |p|): next to nothing
     assert 0 < float(occupancy.occupied.float().mean()) < 1
+
+
+def test_on_the_path_of_a_gpu_it_is_the_same(host_gpu: Callable[..., AbstractContextManager[None]]) -> None:
+    """Occupied voxels, pictures and gradients, by kernels on the host shim."""
+
+    def drawn() -> list[Tensor]:
+        field, camera = a_field(scale=1.0), a_camera(8)
+        leaves = [tensor.requires_grad_() for tensor in (field.table, field.w1, field.w2)]
+        occupancy = refreshed(field)
+        origins, directions = (part.reshape(-1, 3) for part in camera.rays())
+        samples, rgb = see(field, occupancy, occupancy.spans(origins, functional.normalize(directions, dim=-1)))
+        pixels = composited(samples, rgb, GREY)
+        return [occupancy.occupied, pixels.detach(), *torch.autograd.grad(pixels.square().sum(), leaves)]
+
+    wanted = drawn()
+    with host_gpu():
+        got = drawn()
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a real card needs no other")
+def test_all_that_it_uses_lies_on_the_card(host_gpu: Callable[..., AbstractContextManager[None]]) -> None:
+    with pretended_card() as card, torch.no_grad():
+        field, occupancy = a_field().to(CARD), Occupancy(HALF, 24, STEP, 1e-2, CARD)
+        occupancy.refresh(field, torch.Generator().manual_seed(0))
+        card.forget()
+        seen = render_hash(field, occupancy, a_camera(8), GREY).rgb.cpu()
+        assert card.launches["hash_encoding.encode2"] == 1 and len(card.waits) < 20
+    torch.testing.assert_close(seen, render_hash(a_field(), refreshed(a_field()), a_camera(8), GREY).rgb)
 
 
 def test_rays_that_miss_see_the_background() -> None:
