@@ -166,6 +166,7 @@ def test_rates_fall_towards_the_end() -> None:
     assert list(splats.rates(0.0)) == list(splats.parameters())
 
 
+@needs_kernels
 def test_a_hash_grid_learns_pictures_of_a_ball_of_three_colours() -> None:
     """Views that it has not seen, too; every surface point's colour says which way it faces."""
 

@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from scene.cameras import Camera, look_at
 from scene.hash_field import MAGIC3D, Blob, HashField, Occupancy, composited, render_hash, see
+from scene.ops import native
 from scene.ops.hash_encoding import HashLevels, hash_encode_reference
 from scene.volume_rendering import render_field
 from tests.pretended_card import CARD, pretended_card
 
+needs_kernels = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="the CPU module is the oracle")
 LEVELS = HashLevels(levels=4, features=2, log2_rows=10, base=4, growth=1.6)
 HALF, STEP = 0.75, 0.75 / 32
 GREY = torch.tensor([0.2, 0.5, 0.9])
@@ -142,6 +144,7 @@ def test_a_field_of_thin_fog_keeps_its_densest_parts() -> None:
     assert 0 < float(occupancy.occupied.float().mean()) < 1
 
 
+@needs_kernels
 def test_on_the_path_of_a_gpu_it_is_the_same(host_gpu: Callable[..., AbstractContextManager[None]]) -> None:
     """Occupied voxels, pictures and gradients, by kernels on the host shim."""
 
@@ -161,6 +164,7 @@ def test_on_the_path_of_a_gpu_it_is_the_same(host_gpu: Callable[..., AbstractCon
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@needs_kernels
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a real card needs no other")
 def test_all_that_it_uses_lies_on_the_card(host_gpu: Callable[..., AbstractContextManager[None]]) -> None:
     with pretended_card() as card, torch.no_grad():
