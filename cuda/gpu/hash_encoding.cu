@@ -138,7 +138,7 @@ using namespace maquette;
                           const float* points, int count, unsigned long long* sums) {                                 \
         add_to_rows<features>(rows<features>(v_out), peak, {cells, first_rows, levels}, points, count, sums);         \
     }                                                                                                                 \
-    MQ_KERNEL __launch_bounds__(kThreads)                                                                             \
+    MQ_KERNEL __launch_bounds__(kThreads, 2)                                                                          \
     slopes##features(const float* v_out, const float* table, const int* cells, const int* first_rows, int levels,     \
                      const float* points, int count, float* v_points) {                                               \
         slopes<features>(rows<features>(v_out), rows<features>(table), {cells, first_rows, levels}, points, count,    \
