@@ -15,6 +15,7 @@ NB_MODULE(MAQUETTE_MODULE, m) {
     maquette::bind_adam(m);
     maquette::bind_color_mlp(m);
     maquette::bind_composite(m);
+    maquette::bind_hash_encoding(m);
     maquette::bind_photometric_loss(m);
     maquette::bind_volume_loss(m);
     maquette::bind_total_variation(m);

@@ -1,8 +1,9 @@
 """What is distilled: scenes that are drawn differentiably and changed by gradients of their pictures.
 
-A target owns leaf tensors and draws all views of a step at once over a background that they share. Two are here:
-a voxel grid (DVGO, `scene/voxel_grid.py`), which starts as a soft ball, and Gaussians (`scene/gaussians.py`), which
-start as points in a ball (DreamGaussian, 2309.16653). Both become meshes by the depth that they show.
+A target owns leaf tensors and draws all views of a step at once over a background that they share. Three are here:
+a voxel grid (DVGO, `scene/voxel_grid.py`) and a hash grid (Instant-NGP, `scene/hash_field.py`), which start as soft
+balls, and Gaussians (`scene/gaussians.py`), which start as points in a ball (DreamGaussian, 2309.16653). All become
+meshes by the depth that they show.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from torch.nn import functional
 from generation.views import ViewRange, orthogonal_cameras, sample_orthogonal
 from scene.cameras import Camera
 from scene.gaussians import Gaussians
+from scene.hash_field import MAGIC3D, Blob, HashField, Occupancy, composited, render_hash, see
 from scene.mesh import Mesh
 from scene.mesh_extraction import MeshConfig, gaussians_to_mesh, surface_to_mesh
 from scene.ops.grid_march import RaySpans, march
+from scene.ops.hash_encoding import HashLevels
 from scene.rasterize import render
 from scene.ray_space import GridFrame, Space
 from scene.volume_rendering import frame_of, render_grid
 from scene.voxel_grid import VoxelGrid, new_grid
 
 MESH_VOXELS, MESH_FACES = 128, 50_000
+SMALL_LEVELS = HashLevels(levels=8, log2_rows=14, growth=1.346)  # up to 128 cells
 
 
 class Seen(NamedTuple):
@@ -126,16 +130,13 @@ class GridTarget:
 
     def render(self, cameras: Sequence[Camera], background: Tensor, generator: torch.Generator | None = None) -> Seen:
         grid = self.grid
-        rays = [camera.to(device=grid.density.device, dtype=torch.float32).rays() for camera in cameras]
-        origins, directions = (torch.cat([ray[i].reshape(-1, 3) for ray in rays]) for i in (0, 1))
-        unit = functional.normalize(directions, dim=-1)
+        origins, unit = _rays(cameras, grid.density.device)
         spans = _shifted(grid.frame.spans(origins, unit, grid.step, grid.near), generator)
         samples = march(grid.packed_density(), spans, grid.limits())
         rgb = grid.colors(samples, unit)
         behind = samples.last[:, None] * background.to(unit)
         pixels = behind.index_add(0, samples.rays.long(), samples.weights[:, None] * rgb)
-        shape = (len(cameras), cameras[0].height, cameras[0].width)
-        return Seen(pixels.view(*shape, 3).permute(0, 3, 1, 2), (1 - samples.last).view(*shape)[:, None])
+        return _pictures(pixels, samples.last, cameras)
 
     def refined(self, voxels: int) -> bool:
         """The same field on a finer or coarser grid; optical depths of steps stay."""
@@ -158,6 +159,75 @@ class GridTarget:
         still, black = self._still(), torch.zeros(3)
         return surface_to_mesh(
             lambda camera: frame_of(render_grid(still, camera, black), camera),
+            cameras,
+            config or MeshConfig(voxels=MESH_VOXELS, faces=MESH_FACES),
+        )
+
+
+@dataclass(frozen=True)
+class HashConfig:
+    """For one or two processor cores; on a GPU `levels=HashLevels()`, half 1, samples 512 and voxels 128 (threestudio).
+
+    half: half the edge of the cube, which holds objects of radius 0.75.  hidden: width of the network's layer.
+    samples: along an edge.  voxels: along an edge of the grid of what may be dense, looked over every `refresh` steps;
+    a step's alpha below `least` there is nothing.  rate: Adam's, of the table; that of the network is `mlp_rate`; both
+    fall from the share `falls_from` of a run on to `last_rate` of that.
+    """
+
+    half: float = 0.75
+    levels: HashLevels = SMALL_LEVELS
+    hidden: int = 64
+    samples: int = 64
+    voxels: int = 32
+    refresh: int = 8
+    least: float = 1e-2
+    blob: Blob = MAGIC3D
+    rate: float = 3e-2
+    mlp_rate: float = 1e-2
+    last_rate: float = 0.1
+    falls_from: float = 0.5
+    seed: int = 0
+
+
+class HashTarget:
+    """A hash grid with a small network. Steps are counted by drawings that are given a generator."""
+
+    def __init__(self, config: HashConfig | None = None, device: torch.device | str = "cpu") -> None:
+        """A soft grey ball."""
+        self.config = c = config or HashConfig()
+        generator = torch.Generator().manual_seed(c.seed)
+        self.field = HashField.drawn(c.levels, c.half, c.hidden, c.blob, generator).to(device)
+        self.occupancy = Occupancy(c.half, c.voxels, 2 * c.half / c.samples, c.least, device)
+        self._steps = 0
+        for tensor in self.parameters().values():
+            tensor.requires_grad_()
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {"table": self.field.table, "w1": self.field.w1, "w2": self.field.w2}
+
+    def rates(self, share: float) -> dict[str, float]:
+        c = self.config
+        fall = c.last_rate ** (max(0.0, share - c.falls_from) / (1 - c.falls_from))
+        return {"table": c.rate * fall, "w1": c.mlp_rate * fall, "w2": c.mlp_rate * fall}
+
+    def render(self, cameras: Sequence[Camera], background: Tensor, generator: torch.Generator | None = None) -> Seen:
+        if generator is not None:
+            if self._steps % self.config.refresh == 0:
+                self.occupancy.refresh(self.field, generator)
+            self._steps += 1
+        origins, unit = _rays(cameras, self.field.table.device)
+        spans = _shifted(self.occupancy.spans(origins, unit), generator)
+        samples, rgb = see(self.field, self.occupancy, spans)
+        return _pictures(composited(samples, rgb, background.to(unit)), samples.last, cameras)
+
+    def refined(self, voxels: int) -> bool:
+        """Its resolutions stay."""
+        return False
+
+    def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
+        black = torch.zeros(3)
+        return surface_to_mesh(
+            lambda camera: frame_of(render_hash(self.field, self.occupancy, camera, black), camera),
             cameras,
             config or MeshConfig(voxels=MESH_VOXELS, faces=MESH_FACES),
         )
@@ -256,6 +326,19 @@ def draw_views(views: Rings | ViewRange, size: int, count: int, generator: torch
         return sample_orthogonal(generator, size, views, count=count)
     sets = view_sets(views, size, count)
     return sets[int(torch.randint(len(sets), (), generator=generator))]
+
+
+def _rays(cameras: Sequence[Camera], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Origins and unit directions [R, 3] of all pixels of all views."""
+    rays = [camera.to(device=device, dtype=torch.float32).rays() for camera in cameras]
+    origins, directions = (torch.cat([ray[i].reshape(-1, 3) for ray in rays]) for i in (0, 1))
+    return origins, functional.normalize(directions, dim=-1)
+
+
+def _pictures(pixels: Tensor, last: Tensor, cameras: Sequence[Camera]) -> Seen:
+    """Views from colours [R, 3] of all pixels and the light [R] left behind them."""
+    shape = (len(cameras), cameras[0].height, cameras[0].width)
+    return Seen(pixels.view(*shape, 3).permute(0, 3, 1, 2), (1 - last).view(*shape)[:, None])
 
 
 def _shifted(spans: RaySpans, generator: torch.Generator | None) -> RaySpans:

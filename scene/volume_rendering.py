@@ -12,6 +12,7 @@ from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
 from scene.ops.grid_march import RaySpans, Samples, march
 from scene.ops.volume_loss import composite_rays
+from scene.ray_space import GridFrame
 from scene.voxel_grid import VoxelGrid
 
 RAYS_AT_ONCE = 1 << 15
@@ -47,7 +48,7 @@ def render_grid(grid: VoxelGrid, camera: Camera, background: Tensor) -> Rendered
         rgb = grid.colors(samples, unit)
         pixels.append(composite_rays(rgb, samples.weights, samples.rays, samples.offsets, samples.last, background))
         alphas.append(1 - samples.last)
-        depths.append(_depth(grid, spans, samples, camera))
+        depths.append(depth_of(grid.frame, spans, samples, camera))
     shape = (camera.height, camera.width)
     return Rendered(torch.cat(pixels).view(*shape, 3), torch.cat(alphas).view(shape), torch.cat(depths).view(shape))
 
@@ -58,7 +59,7 @@ def frame_of(rendered: Rendered, camera: Camera) -> DepthFrame:
     return DepthFrame(camera, rendered.depth.cpu(), rgb.cpu(), rendered.alpha.cpu(), empty_is_free=True)
 
 
-def _depth(grid: VoxelGrid, spans: RaySpans, samples: Samples, camera: Camera) -> Tensor:
+def depth_of(frame: GridFrame, spans: RaySpans, samples: Samples, camera: Camera) -> Tensor:
     """[R] z-depth of the sample in which half of what a ray loses is lost, between it and the one before.
 
     A sample speaks for what lies before it: behind a sharp surface the first one stops the ray, half a step too deep.
@@ -77,7 +78,7 @@ def _depth(grid: VoxelGrid, spans: RaySpans, samples: Samples, camera: Camera) -
     if spans.curve is None:
         points = points - back[:, None] * spans.directions[chosen]
     c2w = camera.c2w.to(points)
-    z = (grid.frame.world_from_grid(points) - c2w[:3, 3]) @ c2w[:3, 2]
+    z = (frame.world_from_grid(points) - c2w[:3, 3]) @ c2w[:3, 2]
     if spans.curve is not None:
         index = samples.steps[crossing].long()
         nearer = spans.curve.distances[(index - 1).clamp(min=0)] / spans.curve.distances[index]

@@ -19,6 +19,7 @@ from scene.gaussians import Gaussians
 from scene.ops.adam import adam_visible
 from scene.ops.composite import composite
 from scene.ops.grid_march import Density, Limits, RaySpans, hits, march
+from scene.ops.hash_encoding import HashLevels, hash_encode
 from scene.ops.masked_adam import adam_masked
 from scene.ops.octree_render import Rays, leaf_weights, render_octree
 from scene.ops.photometric_loss import photometric_loss, photometric_loss_and_grad
@@ -267,6 +268,19 @@ def trilinear_op(device: torch.device) -> Found:
     return found
 
 
+def hash_encoding_op(device: torch.device) -> Found:
+    points, found = (1.2 * drawn(300, 3) - 0.1).to(device).requires_grad_(), {}
+    for features in (1, 2, 4, 8):
+        levels = HashLevels(levels=4, features=features, log2_rows=8, base=4, growth=1.7)
+        table = (drawn(levels.rows, features, seed=1) - 0.5).to(device).requires_grad_()
+        out = hash_encode(table, levels, points)
+        v_out = (drawn(300, levels.width, seed=2) - 0.5).to(device)
+        found[f"features of {features}"] = out.detach()
+        for name, value in zip(("v_table", "v_points"), torch.autograd.grad(out, (table, points), v_out)):
+            found[f"{name} of {features}"] = value
+    return found
+
+
 def octree_op(device: torch.device) -> Found:
     found: Found = {}
     listed = random_rays(300)
@@ -305,6 +319,7 @@ OPS: dict[str, Callable[[torch.device], Found]] = {
     "step": step_op,
     "march": march_op,
     "trilinear": trilinear_op,
+    "hash_encoding": hash_encoding_op,
     "octree": octree_op,
 }
 

@@ -11,6 +11,7 @@ using Array = nanobind::ndarray<T, nanobind::device::cpu, nanobind::c_contig, Sh
 void bind_adam(nanobind::module_& m);
 void bind_color_mlp(nanobind::module_& m);
 void bind_composite(nanobind::module_& m);
+void bind_hash_encoding(nanobind::module_& m);
 void bind_photometric_loss(nanobind::module_& m);
 void bind_volume_loss(nanobind::module_& m);
 void bind_total_variation(nanobind::module_& m);

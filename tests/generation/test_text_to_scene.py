@@ -14,7 +14,7 @@ from generation.distillation import BANK_GUIDANCE, Config, Stage, Step
 from generation.guidance import PRESETS
 from generation.guidance_schedules import Times
 from generation.object_render import render_objects
-from generation.scenes import GridConfig, GridTarget, Rings, SplatConfig, SplatTarget, Target
+from generation.scenes import GridConfig, GridTarget, HashConfig, HashTarget, Rings, SplatConfig, SplatTarget, Target
 from generation.shapes import ObjectModel
 from generation.text_to_scene import distil_scene
 from generation.views import orbit_camera
@@ -22,6 +22,7 @@ from scene.depth_fusion import DepthFrame, back_project
 from scene.mesh_distance import point_to_mesh, sample_surface
 from scene.mesh_extraction import MeshConfig
 from scene.ops import native
+from scene.ops.hash_encoding import HashLevels
 
 needs_kernels = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="the CPU module is not compiled")
 RING = Rings(3, (15.0,))
@@ -74,11 +75,12 @@ def test_the_same_seed_makes_the_same_scene() -> None:
     assert torch.equal(made(0), first) and not torch.equal(made(1), first)
 
 
-def test_every_method_changes_both_kinds_of_scenes() -> None:
+def test_every_method_changes_all_kinds_of_scenes() -> None:
     prior = BankPrior(["a yellow mug", "a green car"], SMALL)
+    hashed = HashConfig(levels=HashLevels(levels=3, log2_rows=8, base=4, growth=1.6), hidden=8, samples=16, voxels=8)
     for method, preset in PRESETS.items():
         guidance = replace(preset, scale=2.0, times=Times("linear", 0.3, 0.9))
-        for target in (GridTarget(GridConfig(voxels=12)), SplatTarget(SplatConfig(count=200))):
+        for target in (GridTarget(GridConfig(voxels=12)), HashTarget(hashed), SplatTarget(SplatConfig(count=200))):
             before = {name: tensor.detach().clone() for name, tensor in target.parameters().items()}
             config = replace(TINY, steps=2, guidance=guidance, negative="a green car")
             distil_scene("a yellow mug", prior, target, config)

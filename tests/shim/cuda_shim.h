@@ -186,6 +186,7 @@ inline int __float2int_rn(float x) { return int(nearbyintf(x)); }
 inline int __float2int_rd(float x) { return int(floorf(x)); }
 inline int __float2int_ru(float x) { return int(ceilf(x)); }
 inline int __float2int_rz(float x) { return int(x); }
+inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline float __int2float_rn(int x) { return float(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

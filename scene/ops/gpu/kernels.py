@@ -6,6 +6,7 @@
 from scene.ops.gpu.adam import adam
 from scene.ops.gpu.composite import composite
 from scene.ops.gpu.grid_march import GridMarch, grid_hits
+from scene.ops.gpu.hash_encoding import hash_encode, hash_encode_backward, hash_encode_slopes
 from scene.ops.gpu.masked_adam import masked_adam
 from scene.ops.gpu.octree_render import octree_render
 from scene.ops.gpu.octree_train import OctreeTrainer, octree_backward, octree_weights
@@ -33,6 +34,9 @@ __all__ = [
     "cover",
     "gather_photo",
     "grid_hits",
+    "hash_encode",
+    "hash_encode_backward",
+    "hash_encode_slopes",
     "masked_adam",
     "mesh_depth",
     "octree_backward",
