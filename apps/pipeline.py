@@ -36,6 +36,9 @@ from scene.runs import Run, StepReport
 
 SFM_SHARE = 0.4  # of --max-minutes, for the cameras
 AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.25, 40.0, 240.0  # for judging, mesh, texture, film and report; seconds
+SURFACE_SHARE = 0.5  # of the time that is left after judging, for the surface of a mesh
+LEAST_MESH_VIEWS, MOST_MESH_VIEWS = 40, MeshConfig.max_views
+FUSING_SECONDS = 0.4  # of a view beside its rendering
 SHORTEST_FIT = 5.0  # seconds, for the splats of a scene that is none
 SHORTEST_TRAINING = 10.0  # seconds; less makes no scene at all
 TURNTABLE_FRAMES, TURNTABLE_WIDTH, TURNTABLE_FPS = 120, 640, 24
@@ -287,11 +290,24 @@ class _Work:
         if self.run.finished("surface") is not None and path.is_file():
             return load_mesh(path)
         began = time.monotonic()
-        config = MeshConfig(faces=0)
+        config = MeshConfig(faces=0, max_views=self.mesh_views(frame_of, seen))
         fine = surface_to_mesh(frame_of, seen.train, config, progress=self.progress, stop=self.stop)
         save_mesh(path, fine)
         self.run.finish("surface", seconds=time.monotonic() - began)
         return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
+
+    def mesh_views(self, frame_of: FrameOf, seen: RunCameras) -> int:
+        """Views that a mesh is made of: those that its share of the time allows for, by what one takes."""
+        left = self.seconds_left()
+        if left is None or len(seen.train) <= LEAST_MESH_VIEWS:
+            return MOST_MESH_VIEWS
+        began = time.monotonic()
+        frame_of(seen.train[0])
+        affordable = SURFACE_SHARE * left / (time.monotonic() - began + FUSING_SECONDS)
+        views = int(max(LEAST_MESH_VIEWS, min(MOST_MESH_VIEWS, affordable)))
+        if views < min(MOST_MESH_VIEWS, len(seen.train)):
+            self.run.decide(f"The mesh is made of {views} of {len(seen.train)} views, for time allows for no more.")
+        return views
 
     def splatted(self, capture: Capture, trained: Trained, frame_of: FrameOf) -> None:
         """splats.ply: what viewers and splat formats show of a scene that is no splats, and what that costs."""

@@ -12,8 +12,10 @@ Recipe.alpha_init, lambda's -> Weights. Stages, losses and their weights: `recon
 Departures: schedules run over progress, so that a time budget ends with an annealed scene; where photos are cut out,
 the box and the coarse stage's occupied voxels come from the silhouettes, and the coarse stage starts from alpha 1e-4
 with rates of 0.3, which finds in hundreds of steps what 1e-6 and 0.1 find in thousands; the fine grid starts from the
-coarse one's densities; b falls at a doubling in bounded scenes only; total variation weighs a hundredth; features are
-stored for live voxels only, which changes no result; eps of Adam as in its paper. Figures: docs/decisions.md.
+coarse one's densities and colours, as fine as that one, and the network adds to a colour that all directions share
+(`rgbnet_direct=False` of the code), so that nothing is learned twice; b falls at a doubling in bounded scenes only;
+total variation weighs a hundredth; features are stored for live voxels only, which changes no result; eps of Adam as in
+its paper. Figures: docs/decisions.md.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ COARSE = Recipe(
     1e-4, 1e-7, 0.5, Weights(per_point=0.1, entropy=0.01), LearningRates(density=0.3, features=0.3, mlp=0.0), (), 0.0
 )
 RECIPES: dict[str, Recipe] = {
-    "bounded": Recipe(1e-2, 1e-4, 0.5, Weights(per_point=0.01, entropy=0.001), RATES, (0.05, 0.1, 0.15, 0.2), 0.0),
+    "bounded": Recipe(1e-2, 1e-4, 0.5, Weights(per_point=0.01, entropy=0.001), RATES, (0.1, 0.2), 0.0),
     "forward": Recipe(
         0.0,
         1e-3,

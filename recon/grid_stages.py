@@ -15,6 +15,7 @@ from data.captures import Capture
 from recon.grid_recipes import COARSE, RECIPES, GridOptions, Recipe, interval_of, plane_shifts, shift_of, size_of
 from recon.grid_scenes import GridScene, Kind, kind_of, scene_of, too_near, view_counts
 from recon.ray_pool import RayPool
+from scene import sh
 from scene.grid_step import GridStep
 from scene.ops.color_mlp import ColorMlp
 from scene.ops.grid_march import hits, pack_bits
@@ -23,7 +24,8 @@ from scene.ray_space import GridFrame, grid_size
 from scene.voxel_grid import VoxelGrid, dilate, new_grid, resampled
 
 COARSE_ALPHA = 1e-3  # coarse cells above it are worth a fine grid
-START_ALPHA = 0.5  # of the fine grid's steps where the coarse grid is solid
+START_ALPHA = 0.99  # of the fine grid's steps at most, where the coarse grid is solid
+CLEAR_ALPHA = 1e-3  # and at least, where it is clear
 INFLATED = 1.05  # the fine box around them
 SEEN_BY = 2  # voxels in no more views than this stay as they are
 NEVER = -100.0  # raw density of voxels that touch a camera
@@ -133,9 +135,10 @@ def to_fine(trainer: Trainer, p: float, decide: Callable[[str], None]) -> None:
 
 @torch.no_grad()
 def _start_from(fine: VoxelGrid, coarse: VoxelGrid) -> None:
-    """Densities of the fine grid from those of the coarse one, so that rays end at its surfaces from the first step.
+    """Densities and colours of the fine grid from those of the coarse one: it shows the same from the first step on.
 
-    Where the coarse grid is clear, b alone counts, as in DVGO; where it is solid, a step takes at most START_ALPHA.
+    A step takes CLEAR_ALPHA at least, so that something may still grow there, and START_ALPHA at most.
+    The colour is that of all directions; the network begins as no change of it.
     """
     places = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in fine.frame.size))
     points = coarse.frame.grid_from_world(fine.frame.world_from_grid(places.to(fine.density.device)))
@@ -144,7 +147,12 @@ def _start_from(fine: VoxelGrid, coarse: VoxelGrid) -> None:
     per_length = functional.softplus(raw) * coarse.interval / (coarse.step * coarse.frame.voxel_size)
     activated = (per_length * fine.step * fine.frame.voxel_size).clamp(1e-9, -math.log1p(-START_ALPHA)) / fine.interval
     wanted = torch.log(torch.expm1(activated)).view(fine.frame.size) - fine.shifts
-    fine.density.copy_(wanted.clamp(min=0))
+    fine.density.copy_(wanted.maximum(shift_of(CLEAR_ALPHA) - fine.shifts))
+    live = (fine.rows.flatten() >= 0).nonzero()[:, 0]
+    logits = trilinear(coarse.features, coarse.rows, points[live])
+    fine.features[: len(live), :3] = logits / sh.C0 if fine.head == "sh" else logits
+    if fine.mlp is not None:
+        fine.mlp.w3.zero_()
 
 
 def _fine(

@@ -213,6 +213,7 @@ def save_voxel_grid(path: Path, grid: VoxelGrid) -> None:
         "lens": list(space.lens),
         "space_near": space.near,
         "head": grid.head,
+        "first_colors": True,  # the first three features are added to what the network says
         **{name: getattr(grid, name) for name in ("interval", "threshold", "step", "near")},
     }
     write_checkpoint(path, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, state, 1)
@@ -246,12 +247,14 @@ def _checked_grid(tensors: dict[str, Tensor], state: dict[str, Any]) -> VoxelGri
     if count and (int(cells[0]) < 0 or int(cells[-1]) >= x * y * z or bool((cells.diff() <= 0).any())):
         raise ValueError("voxels outside the grid")
     head, channels = state["head"], features.shape[1]
-    widths = {"rgb": [3], "sh": [3 * sh.coefficients(d) for d in range(4)], "mlp": range(1, MAX_CHANNELS + 1)}
+    widths = {"rgb": [3], "sh": [3 * sh.coefficients(d) for d in range(4)], "mlp": range(3, MAX_CHANNELS + 1)}
     if head not in widths or channels not in widths[head]:
         raise ValueError(f"{channels} channels for the head {head}")
     mlp = ColorMlp(*(tensors[f"mlp.{i}"].float() for i in range(6))) if head == "mlp" else None
     if mlp is not None:
         _check_mlp(mlp, channels)
+        if state.get("first_colors") is not True:
+            raise ValueError("its colours are of a version before 29 November 2026; train it anew")
     interval, threshold, near = (float(state[name]) for name in ("interval", "threshold", "near"))
     if not (0 < interval <= 1e4 and 0 <= threshold < 1 and 0 <= near <= BEYOND):
         raise ValueError(f"an interval of {interval:g}, a threshold of {threshold:g} and a nearest place at {near:g}")

@@ -52,6 +52,7 @@ Sizes checked(const WeightArrays& weights, const Rows<const float>& features, co
     const Sizes sizes{std::int64_t(features.shape(0)), int(features.shape(1)), int(view.shape(1)),
                       int(std::get<0>(weights).shape(0))};
     check_layers(weights, sizes);
+    if (sizes.features < kColors) throw nb::value_error("features begin with three numbers of the colour itself");
     if (sizes.hidden != 64 && sizes.hidden != 128) throw nb::value_error("hidden layers have 64 or 128 numbers");
     if (std::int64_t(rays.shape(0)) != sizes.samples) throw nb::value_error("features and rays must agree in length");
     const std::uint32_t count = std::uint32_t(view.shape(0));

@@ -1,4 +1,5 @@
-// The colour network of DVGO on a panel of samples: two hidden layers with ReLU, three sigmoids at the end.
+// The colour network of DVGO on a panel of samples: two hidden layers with ReLU; what they say is added to the first
+// three features, and three sigmoids end it.
 //
 // All is matrix products by one micro-kernel, a block of a few rows and vectors of sums that stay in registers, close
 // to the processor's peak. What is left to win is work that need not be done: half of the activations behind a ReLU
@@ -219,8 +220,10 @@ class Panel {
         add_product(v.first, feature_step_, features_, feature_step_, hidden1_, rows_);
         feature_gradients();
         const int width = net_.layers.features, columns = net_.feature_columns();
-        for (int s = 0; s < count; ++s)
-            std::copy_n(v_features_ + s * columns, width, v_features + (begin + s) * width);
+        for (int s = 0; s < count; ++s) {
+            float* to = std::copy_n(v_features_ + s * columns, width, v_features + (begin + s) * width) - width;
+            for (int k = 0; k < kColors; ++k) to[k] += colors_[kColors * s + k];
+        }
         sum_by_ray(count);
         add_product(v.sight, view_step_, view_, view_step_, base_, rays_);
     }
@@ -291,7 +294,8 @@ class Panel {
             float sums[16];
             store_sums<kTogether * kColors>(dots, sums);
             for (int i = 0; i < kTogether * kColors; ++i)
-                colors_[kColors * s + i] = sums[sum_place(i)] + w.bias3[i % kColors];
+                colors_[kColors * s + i] = sums[sum_place(i)] + w.bias3[i % kColors] +
+                                           features_[(s + i / kColors) * feature_step_ + i % kColors];
         }
     }
 

@@ -1,9 +1,10 @@
 """The colour network of DVGO's fine stage (Sun, Sun and Chen, "Direct Voxel Grid Optimization", CVPR 2022, sec. 3).
 
 A sample's colour is a small network's answer to its interpolated feature vector k and the embedded viewing direction x
-of its ray:  rgb = sigmoid(W3 relu(W2 relu(W1 [k, x] + b1) + b2) + b3),  with 128 or 64 numbers in the hidden layers.
-Departures: the view's part of the first layer is the same for all samples of a ray and computed once for each; numbers
-of the hidden layers that are zero in four successive samples are left out of the products, which changes no sum.
+of its ray, added to the first three features, which are the colour that all directions see (`rgbnet_direct=False` of
+DVGO's code):  rgb = sigmoid(k_123 + W3 relu(W2 relu(W1 [k, x] + b1) + b2) + b3),  with 128 or 64 numbers in the hidden
+layers. Departures: the view's part of the first layer is the same for all samples of a ray and computed once for each;
+numbers of the hidden layers that are zero in four samples in a row are left out of the products, which changes no sum.
 
 Memory of the CPU kernel beside inputs and results: 0.3 MB per thread and, backward, at most 32 partial gradients of the
 weights (3 MB for layers of 128). Hidden activations are never stored for all samples: backward computes them anew. The
@@ -59,8 +60,8 @@ class ColorMlp(NamedTuple):
 def color_mlp(mlp: ColorMlp, features: Tensor, rays: Tensor, view: Tensor) -> Tensor:
     """Colours [M, 3] of samples, 0 to 1.
 
-    features: [M, C], float32 or float64.  rays: [M] int32, the ray of each sample; samples of a ray should follow each
-    other.  view: [R, E], embedded viewing directions.
+    features: [M, C >= 3], float32 or float64.  rays: [M] int32, the ray of each sample; samples of a ray should follow
+    each other.  view: [R, E], embedded viewing directions.
     Differentiable, once, in features and weights; not in view.  Raises ValueError when shapes or dtypes do not fit.
     """
     _check(mlp, features, rays, view)
@@ -99,7 +100,7 @@ def color_mlp_reference(mlp: ColorMlp, features: Tensor, rays: Tensor, view: Ten
     inputs = torch.cat([features, view[rays.long()]], dim=1)
     hidden = torch.relu(torch.nn.functional.linear(inputs, mlp.w1, mlp.b1))
     hidden = torch.relu(torch.nn.functional.linear(hidden, mlp.w2, mlp.b2))
-    return torch.sigmoid(torch.nn.functional.linear(hidden, mlp.w3, mlp.b3))
+    return torch.sigmoid(features[:, :3] + torch.nn.functional.linear(hidden, mlp.w3, mlp.b3))
 
 
 class _ColorMlp(torch.autograd.Function):
@@ -153,9 +154,9 @@ def _plain(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _check(mlp: ColorMlp, features: Tensor, rays: Tensor, view: Tensor) -> None:
-    if features.dim() != 2 or not features.is_floating_point() or view.dim() != 2:
+    if features.dim() != 2 or features.shape[1] < 3 or not features.is_floating_point() or view.dim() != 2:
         raise ValueError(
-            f"features must be float [M, C] and view [R, E], got {features.dtype} {tuple(features.shape)} and "
+            f"features must be float [M, C >= 3] and view [R, E], got {features.dtype} {tuple(features.shape)} and "
             f"{tuple(view.shape)}"
         )
     if tuple(rays.shape) != (len(features),) or rays.dtype != torch.int32:

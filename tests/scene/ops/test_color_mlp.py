@@ -142,15 +142,15 @@ def test_the_twin_passes_gradcheck() -> None:
 @pytest.mark.parametrize("hidden", [6, 64])
 def test_closed_form_of_a_network_that_sums(dtype: torch.dtype, hidden: int) -> None:
     """With all weights one and positive inputs, a logit is hidden^2 times the sum of a sample's inputs."""
-    ones = [torch.ones(shape, dtype=dtype) for shape in ((hidden, 5), (hidden,), (hidden, hidden), (hidden,))]
+    ones = [torch.ones(shape, dtype=dtype) for shape in ((hidden, 6), (hidden,), (hidden, hidden), (hidden,))]
     third = torch.full((3, hidden), 1 / hidden**2, dtype=dtype)
     w1, b1, w2, b2 = ones
     mlp = ColorMlp(w1, b1, w2, b2, third, torch.tensor([0.0, -1.0, 1.0], dtype=dtype))
-    features, view = torch.tensor([[0.25, 0.5], [0.0, 0.1]], dtype=dtype), torch.ones(4, 3, dtype=dtype) / 4
+    features, view = torch.tensor([[0.25, 0.5, 0.0], [0.0, 0.1, 0.3]], dtype=dtype), torch.ones(4, 3, dtype=dtype) / 4
     rgb = color_mlp(mlp, features, torch.tensor([1, 3], dtype=torch.int32), view)
     first = features.sum(1) + 0.75 + 1
     logit = (hidden * first + 1) / hidden  # hidden outputs of (hidden * first + 1), averaged over hidden^2
-    torch.testing.assert_close(rgb, torch.sigmoid(logit[:, None] + mlp.b3), rtol=1e-6, atol=0)
+    torch.testing.assert_close(rgb, torch.sigmoid(features + logit[:, None] + mlp.b3), rtol=1e-6, atol=0)
 
 
 def test_samples_of_rays_that_do_not_follow_each_other_are_served_too() -> None:
@@ -178,17 +178,18 @@ def test_nan_is_seen_and_stays_in_its_sample() -> None:
     torch.testing.assert_close(v_features[others], wanted[others], rtol=0, atol=1e-6)  # in which order is the block's
 
 
-def test_a_network_whose_hidden_numbers_are_all_zero_knows_its_last_bias_only() -> None:
+def test_a_network_whose_hidden_numbers_are_all_zero_adds_its_last_bias_to_the_first_features() -> None:
     mlp, features, rays, view, v_rgb = scene(50, 5, 12, 27, 128)
     for dead in (mlp._replace(b1=mlp.b1 - 1e3), mlp._replace(b2=mlp.b2 - 1e3)):
         rgb = color_mlp_forward(dead, features, rays, view)
         v_features, v_mlp = color_mlp_backward(dead, features, rays, view, rgb, v_rgb)
         flat = dead.b1 is not mlp.b1  # the second layer still has its bias
         second = torch.relu(dead.b2) if flat else torch.zeros(128)
-        wanted = torch.sigmoid(dead.w3 @ second + dead.b3).expand(50, 3)
+        wanted = torch.sigmoid(features[:, :3] + dead.w3 @ second + dead.b3)
         torch.testing.assert_close(rgb, wanted, rtol=0, atol=1e-6)
         torch.testing.assert_close(v_mlp.b3, (v_rgb * rgb * (1 - rgb)).sum(0), rtol=1e-5, atol=1e-6)
-        assert not v_features.any()
+        torch.testing.assert_close(v_features[:, :3], v_rgb * rgb * (1 - rgb), rtol=1e-5, atol=1e-6)
+        assert not v_features[:, 3:].any()
         assert not v_mlp.w1.any()
         assert not v_mlp.w2.any()
 
