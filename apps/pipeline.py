@@ -93,6 +93,14 @@ def affordable_frames(draw: Callable[[], object], seconds: float) -> int:
     return int(max(LEAST_FRAMES, min(TURNTABLE_FRAMES, affordable)))
 
 
+def affordable_views(draw: Callable[[], object], seconds: float) -> int:
+    """Views that a surface can be made of in so many seconds, by the time that one takes to draw."""
+    began = time.monotonic()
+    draw()
+    affordable = seconds / (time.monotonic() - began + FUSING_SECONDS)
+    return int(max(LEAST_MESH_VIEWS, min(MOST_MESH_VIEWS, affordable)))
+
+
 class _Work:
     """One reconstruction at work: the run, what was asked, and the stages in their order."""
 
@@ -297,15 +305,12 @@ class _Work:
         return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
 
     def mesh_views(self, frame_of: FrameOf, seen: RunCameras) -> int:
-        """Views that a mesh is made of: those that its share of the time allows for, by what one takes."""
-        left = self.seconds_left()
-        if left is None or len(seen.train) <= LEAST_MESH_VIEWS:
-            return MOST_MESH_VIEWS
-        began = time.monotonic()
-        frame_of(seen.train[0])
-        affordable = SURFACE_SHARE * left / (time.monotonic() - began + FUSING_SECONDS)
-        views = int(max(LEAST_MESH_VIEWS, min(MOST_MESH_VIEWS, affordable)))
-        if views < min(MOST_MESH_VIEWS, len(seen.train)):
+        """Views that a mesh is made of: with a time limit those that its share of it allows for."""
+        left, most = self.seconds_left(), min(MOST_MESH_VIEWS, len(seen.train))
+        if left is None or most <= LEAST_MESH_VIEWS:
+            return most
+        views = min(most, affordable_views(lambda: frame_of(seen.train[0]), SURFACE_SHARE * left))
+        if views < most:
             self.run.decide(f"The mesh is made of {views} of {len(seen.train)} views, for time allows for no more.")
         return views
 

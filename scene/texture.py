@@ -27,12 +27,12 @@ from scene.texture_fill import colors_of_vertices, seam_error, spread
 from scene.texture_normals import normal_map, occlusion_map
 from scene.texture_photos import compensation, worth_of_pixels
 from scene.texture_texels import CHUNK, Texels, texels_of
-from scene.uv import unwrap
+from scene.uv import Unwrapped, unwrap
 
 GRAZING = 0.15  # cosine below which a photo sees a surface too much aslant
 TOLERANCE = 0.003  # of the mesh's diagonal: how far off the depth of the mesh a texel may lie and still be seen
 JUMP = 0.006  # of the diagonal: a step in depth that hides something
-SMALLEST = 256  # texels along the side
+SMALLEST, LARGEST = 256, 8192  # texels along the side
 LARGEST_NORMALS, LARGEST_OCCLUSION = 2048, 1024  # a mesh has less detail than photos, and sky is soft
 
 
@@ -113,8 +113,7 @@ def texture_mesh(
     if not len(mesh.faces) or not views:
         raise InputError(f"a texture needs a mesh and photos of it, got {len(mesh.faces)} faces, {len(views)} photos")
     watch = _Watch(progress, len(views) + 4)
-    size = config.size or fitting_size(mesh, [view.camera for view in views], config.max_size)
-    laid = unwrap(mesh, size=size, padding=config.padding, seconds=config.uv_seconds)
+    size, laid = _laid_out(mesh, [view.camera for view in views], config)
     bare = Mesh(mesh.vertices, mesh.faces, uvs=laid.uvs)
     watch.done("uv", "charts laid out")
 
@@ -155,6 +154,21 @@ def texture_mesh(
         seconds=watch.seconds,
     )
     return Textured(result, facts)
+
+
+def _laid_out(mesh: Mesh, cameras: Sequence[Camera], config: TextureConfig) -> tuple[int, Unwrapped]:
+    """The size of the texture and its charts; larger than the photos ask for where so many charts need the room.
+
+    Raises InputError where they do not fit into the size that was asked for, nor into LARGEST texels.
+    """
+    size = config.size or fitting_size(mesh, cameras, config.max_size)
+    while True:
+        try:
+            return size, unwrap(mesh, size=size, padding=config.padding, seconds=config.uv_seconds)
+        except ValueError as error:
+            if config.size or size >= LARGEST:
+                raise InputError(f"{error}; take a larger texture, less padding or a mesh of fewer parts") from error
+            size *= 2
 
 
 def fitting_size(mesh: Mesh, cameras: Sequence[Camera], most: int) -> int:

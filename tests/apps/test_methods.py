@@ -277,6 +277,13 @@ def test_the_turntable_has_as_many_frames_as_there_is_time_for() -> None:
     assert pipeline.affordable_frames(lambda: None, 30) == pipeline.TURNTABLE_FRAMES
 
 
+def test_a_mesh_is_made_of_as_many_views_as_there_is_time_for() -> None:
+    assert pipeline.affordable_views(lambda: None, -5) == pipeline.LEAST_MESH_VIEWS
+    views = pipeline.affordable_views(lambda: time.sleep(0.1), 30)  # half a second each
+    assert pipeline.LEAST_MESH_VIEWS < views <= 60
+    assert pipeline.affordable_views(lambda: None, 300) == pipeline.MOST_MESH_VIEWS
+
+
 def test_eval_and_films_show_the_scene_itself(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

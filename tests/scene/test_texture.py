@@ -324,6 +324,19 @@ def test_a_blurred_photo_counts_less() -> None:
     assert blurred < 0.6 * sharp
 
 
+def test_a_mesh_of_many_parts_gets_a_texture_that_has_room_for_them() -> None:
+    """400 triangles apart, of which few fit into the 256 texels that a small photo would be enough for."""
+    places = np.stack(np.meshgrid(np.linspace(-0.4, 0.4, 20), np.linspace(-0.4, 0.4, 20)), -1).reshape(-1, 1, 2)
+    flat = places + np.array([[0.0, 0.0], [0.01, 0.0], [0.0, 0.01]])
+    corners = np.concatenate([flat, np.zeros((400, 3, 1))], axis=2)
+    mesh = Mesh(corners.reshape(-1, 3), np.arange(1200).reshape(-1, 3))
+    views = over_the_square()
+    made = texture_mesh(mesh, views, TextureConfig(uv_seconds=0))
+    assert made.facts.size > 256 and made.facts.charts == 400
+    with pytest.raises(InputError, match="larger texture"):
+        texture_mesh(mesh, views, TextureConfig(uv_seconds=0, size=256))
+
+
 def test_no_mesh_or_no_photo_is_an_error() -> None:
     empty = Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int32))
     with pytest.raises(InputError, match="0 faces"):
