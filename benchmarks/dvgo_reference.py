@@ -83,10 +83,11 @@ class TorchGrid:
 
     def colors(self, points: Tensor, rays: Tensor, directions: Tensor) -> Tensor:
         """[M, 3] of samples of rays with unit directions [R, 3]."""
-        inputs = torch.cat([self.sample(self.features, points), embed(directions)[rays]], dim=1)
+        features = self.sample(self.features, points)
+        inputs = torch.cat([features, embed(directions)[rays]], dim=1)
         w1, b1, w2, b2, w3, b3 = self.mlp
         hidden = functional.linear(inputs, w1, b1).relu()
-        return functional.linear(functional.linear(hidden, w2, b2).relu(), w3, b3).sigmoid()
+        return (features[:, :3] + functional.linear(functional.linear(hidden, w2, b2).relu(), w3, b3)).sigmoid()
 
     def sample(self, values: Tensor, points: Tensor) -> Tensor:
         """[M, C] at grid coordinates: grid_sample wants z, y, x in -1..1."""

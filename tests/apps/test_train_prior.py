@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,17 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "train-prior", ("apps.train_prior", "train the embedded networks"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Here and in the processes that are killed: sums of torch depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prior") / "whole"
     train_prior.main(["--out", str(out), *TINY])
     return out
@@ -107,7 +118,8 @@ def test_a_killed_training_goes_on_and_gives_the_same_weights(whole: Path, tmp_p
     out = tmp_path / "killed"
     flags = ["--out", str(out), *TINY, "--checkpoint-seconds", "0"]
     code = "import sys; from apps.train_prior import main; main(sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stderr=subprocess.DEVNULL)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
     facts = out / "checkpoint" / "state.json"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:

@@ -58,7 +58,7 @@ def test_pictures_are_those_of_every_ray_through_every_primitive() -> None:
             error = (seen.depth[index, view, 0].double() - depth)[hit].abs()
             assert float(error.quantile(0.99)) < 1e-4
             assert torch.equal(seen.part[index, view, 0][hit], model.part[winner[hit]])
-    assert differ / 16 < 2e-3  # single precision decides otherwise at edges only
+    assert differ / 16 < 4e-3  # single precision decides otherwise at edges only: two to three pixels of a picture
 
 
 def test_what_is_seen_lies_on_the_surface_and_normals_are_its_gradient() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from generation.distillation import BETAS, EPS
 from generation.scenes import (
     GridConfig,
     GridTarget,
@@ -23,7 +24,6 @@ from generation.scenes import (
     draw_views,
     view_sets,
 )
-from generation.text_to_scene import BETAS, EPS
 from generation.views import ViewRange, azimuth_of, elevation_of, orthogonal_cameras
 from scene.cameras import Camera
 from scene.hash_field import Blob

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.captures import Capture
 from recon import grid_stages, grid_training
 from recon.grid_recipes import RECIPES, shift_of
-from recon.grid_stages import Trainer, fresh, to_fine
+from recon.grid_stages import CLEAR_ALPHA, START_ALPHA, Trainer, fresh, to_fine
 from recon.grid_state import restored
 from recon.grid_training import Checkpoint, GridOptions, train_grid
 from recon.ray_pool import RayPool
@@ -280,7 +280,7 @@ def test_cut_out_photos_are_trained_coarse_to_fine_in_the_box_of_what_was_found(
     outer, inner = trainer.scene.box, grid.frame.box
     assert bool((inner[0] >= outer[0] - 0.2).all()) and bool((inner[1] <= outer[1] + 0.2).all())
     sizes = [n for n, _ in itertools.groupby(voxels)]
-    assert len(sizes) == 6  # coarse, an eighth of the sides' product and less, and four doublings of that
+    assert len(sizes) == 4  # coarse, a quarter of the final grid, and two doublings of that
     assert all(1.3 < b / a < 3 for a, b in itertools.pairwise(sizes[1:]))  # sides are whole numbers
     assert 0.6 * TINY.voxels < sizes[-1] <= TINY.voxels
 
@@ -344,9 +344,9 @@ def test_the_fine_grid_starts_where_the_coarse_one_is_solid(capture: Capture) ->
     last = torch.tensor(coarse.frame.size) - 1
     of_coarse = coarse.alpha()[x.clamp(max=last[0]), y.clamp(max=last[1]), z.clamp(max=last[2])]
     alpha, solid = fine.alpha().flatten(), of_coarse > 0.5
-    clear = 1 - (1 - 1e-2) ** fine.interval
+    clear = 1 - (1 - CLEAR_ALPHA) ** fine.interval
     assert 0.01 < float(solid.float().mean()) < 0.9
-    assert float(alpha[solid].median()) > 0.2 and float(alpha.max()) < 0.51
+    assert float(alpha[solid].median()) > 0.4 and float(alpha.max()) < START_ALPHA + 0.001
     assert float(alpha.min()) == pytest.approx(clear, rel=1e-3)
     pool, whole = trainer.pool, 6 * 16 * 16
     assert len(pool) < whole and int(trainer.entry.sum()) < trainer.entry.numel()
