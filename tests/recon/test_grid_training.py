@@ -27,6 +27,7 @@ from scene.errors import InputError, Interrupted
 from scene.grid_step import GridStep
 from scene.ops import native
 from scene.ops.grid_march import hits, pack_bits
+from scene.ops.trilinear import trilinear
 from scene.runs import StepReport
 from scene.voxel_grid import VoxelGrid
 from tests.recon.grid_captures import cut_out, one_thread, opaque_capture, painted, room_fixture, wall_fixture
@@ -348,6 +349,11 @@ def test_the_fine_grid_starts_where_the_coarse_one_is_solid(capture: Capture) ->
     assert 0.01 < float(solid.float().mean()) < 0.9
     assert float(alpha[solid].median()) > 0.4 and float(alpha.max()) < START_ALPHA + 0.001
     assert float(alpha.min()) == pytest.approx(clear, rel=1e-3)
+    assert fine.mlp is not None and not fine.mlp.w3.any() and not fine.mlp.b3.any()  # the network changes nothing yet
+    live = fine.rows.flatten() >= 0
+    wanted = trilinear(coarse.features, coarse.rows, coarse.frame.grid_from_world(points[live]))
+    torch.testing.assert_close(fine.features[:, :3], wanted)
+    assert float(wanted.abs().max()) > 0.5 and not fine.features[:, 3:].any()
     pool, whole = trainer.pool, 6 * 16 * 16
     assert len(pool) < whole and int(trainer.entry.sum()) < trainer.entry.numel()
     origins, directions = pool.rays(pool.draw(500, trainer.generator))
