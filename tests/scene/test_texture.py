@@ -329,7 +329,7 @@ def test_a_mesh_of_many_parts_gets_a_texture_that_has_room_for_them() -> None:
     places = np.stack(np.meshgrid(np.linspace(-0.4, 0.4, 20), np.linspace(-0.4, 0.4, 20)), -1).reshape(-1, 1, 2)
     flat = places + np.array([[0.0, 0.0], [0.01, 0.0], [0.0, 0.01]])
     corners = np.concatenate([flat, np.zeros((400, 3, 1))], axis=2)
-    mesh = Mesh(corners.reshape(-1, 3), np.arange(1200).reshape(-1, 3))
+    mesh = Mesh(corners.reshape(-1, 3), np.arange(1200, dtype=np.int32).reshape(-1, 3))
     views = over_the_square()
     made = texture_mesh(mesh, views, TextureConfig(uv_seconds=0))
     assert made.facts.size > 256 and made.facts.charts == 400
