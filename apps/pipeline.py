@@ -31,7 +31,7 @@ from recon import capture_check, sfm
 from scene.errors import CamerasError, InputError, Interrupted, OutOfMemory, ResourceError, is_out_of_memory
 from scene.formats import load_mesh, save_mesh
 from scene.mesh import Mesh
-from scene.mesh_extraction import MeshConfig, surface_to_mesh
+from scene.mesh_extraction import MeshConfig, smaller, surface_to_mesh
 from scene.runs import Run, StepReport
 
 SFM_SHARE = 0.4  # of --max-minutes, for the cameras
@@ -85,20 +85,21 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
     return job.out
 
 
-def affordable_frames(draw: Callable[[], object], seconds: float) -> int:
-    """Frames of the turntable that can be drawn in so many seconds, by the time that one takes."""
+def affordable(draw: Callable[[], object], seconds: float, *, least: int, most: int, beside: float = 0.0) -> int:
+    """How many pictures there is time for, by what one takes: `draw` and `beside` seconds. From least to most."""
     began = time.monotonic()
     draw()
-    affordable = seconds / max(1e-6, time.monotonic() - began)
-    return int(max(LEAST_FRAMES, min(TURNTABLE_FRAMES, affordable)))
+    return int(max(least, min(most, seconds / max(1e-6, time.monotonic() - began + beside))))
+
+
+def affordable_frames(draw: Callable[[], object], seconds: float) -> int:
+    """Frames of a turntable."""
+    return affordable(draw, seconds, least=LEAST_FRAMES, most=TURNTABLE_FRAMES)
 
 
 def affordable_views(draw: Callable[[], object], seconds: float) -> int:
-    """Views that a surface can be made of in so many seconds, by the time that one takes to draw."""
-    began = time.monotonic()
-    draw()
-    affordable = seconds / (time.monotonic() - began + FUSING_SECONDS)
-    return int(max(LEAST_MESH_VIEWS, min(MOST_MESH_VIEWS, affordable)))
+    """Views of a mesh."""
+    return affordable(draw, seconds, least=LEAST_MESH_VIEWS, most=MOST_MESH_VIEWS, beside=FUSING_SECONDS)
 
 
 class _Work:
@@ -309,7 +310,8 @@ class _Work:
         left, most = self.seconds_left(), min(MOST_MESH_VIEWS, len(seen.train))
         if left is None or most <= LEAST_MESH_VIEWS:
             return most
-        views = min(most, affordable_views(lambda: frame_of(seen.train[0]), SURFACE_SHARE * left))
+        first = smaller(seen.train[0], MeshConfig.max_pixels)
+        views = min(most, affordable_views(lambda: frame_of(first), SURFACE_SHARE * left))
         if views < most:
             self.run.decide(f"The mesh is made of {views} of {len(seen.train)} views, for time allows for no more.")
         return views

@@ -144,6 +144,7 @@ class Distillation:
         tensors |= {f"adam.{key}": value for key, value in adam_tensors(self.optimizer, parameters).items()}
         if self.second is not None:
             tensors |= {f"second.{key}": value for key, value in self.second.tensors().items()}
+        tensors |= {f"target.{key}": value for key, value in self.target.memory().items()}
         tensors["generator"] = self.generator.get_state()
         return Checkpoint(tensors, {"step": self.next, "last": self._last})
 
@@ -159,6 +160,7 @@ class Distillation:
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(placed_like(tensors[name], parameter))
+            self.target.recall(under("target.", tensors))
             restore_adam(self.optimizer, parameters, under("adam.", tensors))
             if self.second is not None:
                 self.second.restore(under("second.", tensors))

@@ -8,7 +8,7 @@ meshes by the depth that they show.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from generation.adam_state import placed_like
 from generation.views import ViewRange, orthogonal_cameras, sample_orthogonal
 from scene.cameras import Camera
 from scene.gaussians import Gaussians
@@ -59,6 +60,13 @@ class Target(Protocol):
         """Goes on at another resolution; True where that made new parameters."""
         ...
 
+    def memory(self) -> dict[str, Tensor]:
+        """Copies of what it goes on from beside its parameters."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Goes on from `memory`. Raises KeyError and ValueError where it is another target's."""
+
     def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
         """The coloured surface that the cameras see, in the scene's frame."""
         ...
@@ -87,7 +95,7 @@ class GridConfig:
     falls_from: float = 0.5
 
 
-class GridTarget:
+class GridTarget(Target):
     """A voxel grid with one colour a voxel."""
 
     def __init__(self, config: GridConfig | None = None, device: torch.device | str = "cpu") -> None:
@@ -134,8 +142,7 @@ class GridTarget:
         spans = _shifted(grid.frame.spans(origins, unit, grid.step, grid.near), generator)
         samples = march(grid.packed_density(), spans, grid.limits())
         rgb = grid.colors(samples, unit)
-        behind = samples.last[:, None] * background.to(unit)
-        pixels = behind.index_add(0, samples.rays.long(), samples.weights[:, None] * rgb)
+        pixels = composited(samples, rgb, background.to(unit))
         return _pictures(pixels, samples.last, cameras)
 
     def refined(self, voxels: int) -> bool:
@@ -189,7 +196,7 @@ class HashConfig:
     seed: int = 0
 
 
-class HashTarget:
+class HashTarget(Target):
     """A hash grid with a small network. Steps are counted by drawings that are given a generator."""
 
     def __init__(self, config: HashConfig | None = None, device: torch.device | str = "cpu") -> None:
@@ -224,6 +231,17 @@ class HashTarget:
         """Its resolutions stay."""
         return False
 
+    def memory(self) -> dict[str, Tensor]:
+        seen = self.occupancy
+        steps = torch.tensor(self._steps)
+        return {"peaks": seen.peaks.clone(), "occupied": seen.occupied.to(torch.uint8), "steps": steps}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        seen = self.occupancy
+        seen.peaks = placed_like(memory["peaks"], seen.peaks)
+        seen.occupied = placed_like(memory["occupied"], seen.occupied)
+        self._steps = int(memory["steps"])
+
     def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
         black = torch.zeros(3)
         return surface_to_mesh(
@@ -254,7 +272,7 @@ class SplatConfig:
     seed: int = 0
 
 
-class SplatTarget:
+class SplatTarget(Target):
     """Gaussians whose colours do not depend on the direction."""
 
     def __init__(self, config: SplatConfig | None = None, device: torch.device | str = "cpu") -> None:

@@ -13,12 +13,13 @@ from generation.distillation import Checkpoint, Config, Distillation, Stage, Ste
 from generation.guidance import PRESETS
 from generation.lora import LoraConfig
 from generation.regularisers import opaqueness, sparsity, total_variation
-from generation.scenes import GridConfig, GridTarget, Rings, Seen
+from generation.scenes import GridConfig, GridTarget, HashConfig, HashTarget, Rings, Seen
 from generation.second_model import SecondConfig, StandIn
 from generation.text_to_scene import distil_scene
 from generation.trained_prior import TrainedPrior
 from generation.views import orthogonal_cameras
 from scene.errors import InputError
+from scene.ops.hash_encoding import HashLevels
 from tests.generation.prior_toys import toy_network
 
 PROMPT = "a yellow mug"
@@ -59,6 +60,25 @@ def test_a_run_that_stopped_anywhere_ends_as_the_unbroken_one(at: int, vsd: bool
     done(again)
     assert_same(again.checkpoint(), whole.checkpoint())
     assert torch.equal(found.grid.density, wanted.grid.density) and found.grid.frame.size == (12, 12, 12)
+
+
+def test_a_target_that_remembers_more_than_its_parameters_goes_on_as_the_unbroken_one() -> None:
+    """A hash grid's occupancy is refreshed every few steps by what was met before."""
+
+    def begun() -> Distillation:
+        levels = HashLevels(levels=2, log2_rows=8, base=4)
+        target = HashTarget(HashConfig(levels=levels, hidden=8, samples=12, voxels=6, refresh=2))
+        return Distillation(PROMPT, BankPrior([PROMPT], BANK), target, CONFIG)
+
+    whole, first, again = begun(), begun(), begun()
+    done(whole)
+    done(first, 3)
+    again.restore(Checkpoint(save_and_load(first.checkpoint().tensors), first.checkpoint().state))
+    done(again)
+    assert_same(again.checkpoint(), whole.checkpoint())
+    assert int(whole.checkpoint().tensors["target.steps"]) == CONFIG.steps
+    with pytest.raises(InputError, match="does not belong"):
+        begun().restore(Checkpoint(work()[0].checkpoint().tensors, {"step": 0, "last": 0}))
 
 
 def test_vsds_second_model_learns_beside_the_scene_and_is_kept_in_plain_tensors() -> None:

@@ -44,6 +44,16 @@ def by_brute_force(model: ObjectModel, camera: Camera) -> tuple[torch.Tensor, to
     return best.view(SIZE, SIZE), winner.view(SIZE, SIZE)
 
 
+def at_edges(winner: torch.Tensor) -> torch.Tensor:
+    """[H, W] pixels with a neighbour that shows another primitive, or nothing."""
+    edges = torch.zeros_like(winner, dtype=torch.bool)
+    for dim in (0, 1):
+        apart = winner.diff(dim=dim) != 0
+        nothing = torch.zeros_like(apart.narrow(dim, 0, 1))
+        edges |= torch.cat([apart, nothing], dim) | torch.cat([nothing, apart], dim)
+    return edges
+
+
 def test_pictures_are_those_of_every_ray_through_every_primitive() -> None:
     objects, cameras = some(8)
     seen = render_objects(objects, cameras)
@@ -52,13 +62,16 @@ def test_pictures_are_those_of_every_ray_through_every_primitive() -> None:
         for view, camera in enumerate(cameras[index]):
             depth, winner = by_brute_force(model, camera)
             same = seen.primitive[index, view, 0] == winner
-            differ += float((~same).double().mean())
+            shared = (seen.depth[index, view, 0].double() - depth).abs() < 1e-5  # surfaces of two that coincide
+            wrong = ~same & ~shared
+            differ += float(wrong.double().mean())
+            assert bool(at_edges(winner)[wrong].all())  # where single precision may decide otherwise
             hit = same & (winner >= 0)
             assert torch.equal(seen.alpha[index, view, 0][same] > 0, winner[same] >= 0)
             error = (seen.depth[index, view, 0].double() - depth)[hit].abs()
             assert float(error.quantile(0.99)) < 1e-4
             assert torch.equal(seen.part[index, view, 0][hit], model.part[winner[hit]])
-    assert differ / 16 < 4e-3  # single precision decides otherwise at edges only: two to three pixels of a picture
+    assert differ / 16 < 2e-3  # a pixel of a picture
 
 
 def test_what_is_seen_lies_on_the_surface_and_normals_are_its_gradient() -> None:

@@ -202,6 +202,7 @@ def spoilt(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], obj
 SPOILS: dict[str, Callable[[dict[str, Tensor], dict[str, Any]], object]] = {
     "another kind of file": lambda t, s: s.update(kind="octree"),
     "another space": lambda t, s: s.update(space="curved"),
+    "colours of an earlier version": lambda t, s: s.pop("first_colors"),
     "another head": lambda t, s: s.update(head="spline"),
     "no size": lambda t, s: s.pop("size"),
     "two sides": lambda t, s: s.update(size=[9, 7]),
