@@ -10,7 +10,7 @@
 
 namespace maquette {
 
-constexpr std::int64_t kPacketsPerTask = 64;
+constexpr std::int64_t kTilesPerTask = 64;
 
 // The rays of a pinhole camera through all pixel centres, or R given ones; see scene/ops/octree_render.py.
 template <typename T>
@@ -21,47 +21,65 @@ struct OctreeRays {
     std::int64_t rays = 0;
     OctreeBeams<T>* beams = nullptr;  // of the camera, where drawn
 
+    static constexpr int kTile = OctreePacket<T>::kTile, kTiles = OctreePacket<T>::kTiles;
     static constexpr int kRays = OctreePacket<T>::kRays;
-    static constexpr int kTileWidth = kRays >= 8 ? 4 : kRays >= 4 ? 2 : 1, kTileHeight = kRays / kTileWidth;
+    static constexpr int kTileWidth = kTile >= 8 ? 4 : kTile >= 4 ? 2 : 1, kTileHeight = kTile / kTileWidth;
 
     std::int64_t tiles_across() const { return (camera.width + kTileWidth - 1) / kTileWidth; }
-    std::int64_t packets() const {
-        if (origins) return (rays + kRays - 1) / kRays;
+    std::int64_t tiles() const {
+        if (origins) return (rays + kTile - 1) / kTile;
         return tiles_across() * ((camera.height + kTileHeight - 1) / kTileHeight);
     }
+    std::int64_t packets() const { return (tiles() + kTiles - 1) / kTiles; }
 
-    // The rays of a packet and their numbers; returns how many there are. Absent lanes repeat the first ray.
-    int fill(std::int64_t number, OctreePacket<T>& packet, std::int32_t* ids) const {
-        int used = 0;
-        packet.from = beams ? beams->from[number] : T(0);
-        packet.to = beams ? beams->to[number] : T(3e38f);
-        if (origins) {
-            for (std::int64_t ray = number * kRays; ray < rays && used < kRays; ++ray, ++used) {
-                ids[used] = std::int32_t(ray);
+    // The rays of a packet and their numbers. Absent lanes of a tile repeat a ray of it.
+    void fill(std::int64_t number, OctreePacket<T>& packet) const {
+        std::fill_n(packet.ids, kRays, -1);
+        for (int tile = 0; tile < kTiles; ++tile) {
+            const std::int64_t n = number * kTiles + tile;
+            packet.from[tile] = n >= tiles() ? T(1) : beams ? beams->from[n] : T(0);
+            packet.to[tile] = n >= tiles() ? T(0) : beams ? beams->to[n] : T(3e38f);
+            if (n >= tiles()) continue;
+            const int first = tile * kTile, used = origins ? listed(n, first, packet) : seen(n, first, packet);
+            if (packet.from[tile] > packet.to[tile]) continue;
+            for (int lane = first + used; lane < first + kTile; ++lane)
                 for (int axis = 0; axis < 3; ++axis) {
-                    packet.origin[axis][used] = origins[3 * ray + axis];
-                    packet.direction[axis][used] = directions[3 * ray + axis];
-                }
-            }
-        } else {
-            const std::int64_t left = number % tiles_across() * kTileWidth, top = number / tiles_across() * kTileHeight;
-            for (std::int64_t y = top; y < top + kTileHeight && y < camera.height; ++y)
-                for (std::int64_t x = left; x < left + kTileWidth && x < camera.width; ++x, ++used) {
-                    ids[used] = std::int32_t(y * camera.width + x);
-                    if (packet.from > packet.to) continue;  // background: nobody asks where it looks
-                    const T u = (T(x) + T(0.5) - camera.center[0]) / camera.focal[0];
-                    const T v = (T(y) + T(0.5) - camera.center[1]) / camera.focal[1];
-                    const T* r = camera.rotation;
-                    for (int axis = 0; axis < 3; ++axis) {
-                        packet.origin[axis][used] = camera.eye[axis];
-                        packet.direction[axis][used] = r[3 * axis] * u + r[3 * axis + 1] * v + r[3 * axis + 2];
-                    }
+                    packet.origin[axis][lane] = packet.origin[axis][first];
+                    packet.direction[axis][lane] = packet.direction[axis][first];
                 }
         }
-        for (int lane = used; lane < kRays && packet.from <= packet.to; ++lane)
+    }
+
+  private:
+    // A tile of the list into the lanes from `lane` on; how many rays there are.
+    int listed(std::int64_t tile, int lane, OctreePacket<T>& packet) const {
+        int used = 0;
+        for (std::int64_t ray = tile * kTile; ray < rays && used < kTile; ++ray, ++used) {
+            packet.ids[lane + used] = std::int32_t(ray);
             for (int axis = 0; axis < 3; ++axis) {
-                packet.origin[axis][lane] = packet.origin[axis][0];
-                packet.direction[axis][lane] = packet.direction[axis][0];
+                packet.origin[axis][lane + used] = origins[3 * ray + axis];
+                packet.direction[axis][lane + used] = directions[3 * ray + axis];
+            }
+        }
+        return used;
+    }
+
+    // The same for a tile of the picture.
+    int seen(std::int64_t tile, int lane, OctreePacket<T>& packet) const {
+        const bool background = packet.from[lane / kTile] > packet.to[lane / kTile];  // nobody asks where it looks
+        const std::int64_t left = tile % tiles_across() * kTileWidth, top = tile / tiles_across() * kTileHeight;
+        int used = 0;
+        for (std::int64_t y = top; y < top + kTileHeight && y < camera.height; ++y)
+            for (std::int64_t x = left; x < left + kTileWidth && x < camera.width; ++x, ++used) {
+                packet.ids[lane + used] = std::int32_t(y * camera.width + x);
+                if (background) continue;
+                const T u = (T(x) + T(0.5) - camera.center[0]) / camera.focal[0];
+                const T v = (T(y) + T(0.5) - camera.center[1]) / camera.focal[1];
+                const T* r = camera.rotation;
+                for (int axis = 0; axis < 3; ++axis) {
+                    packet.origin[axis][lane + used] = camera.eye[axis];
+                    packet.direction[axis][lane + used] = r[3 * axis] * u + r[3 * axis + 1] * v + r[3 * axis + 2];
+                }
             }
         return used;
     }
@@ -97,12 +115,16 @@ struct OctreeShade {
 
     void look(const OctreePacket<T>& packet) {
         if constexpr (sizeof(T) == 4) {
-            Vec3<Floats> d{Floats::load(packet.direction[0]), Floats::load(packet.direction[1]),
-                           Floats::load(packet.direction[2])};
-            const Floats inverse = Floats(1.0f) / sqrt(maximum(dot(d, d), Floats(1e-30f)));
-            Floats b[kBasis];
-            sh_basis<Degree>(inverse * d, b);
-            for (int k = 0; k < kBasis; ++k) b[k].store(basis[k]);
+            for (int tile = 0; tile < packet.kTiles; ++tile) {
+                if (packet.from[tile] > packet.to[tile]) continue;
+                const int first = tile * packet.kTile;
+                Vec3<Floats> d{Floats::load(packet.direction[0] + first), Floats::load(packet.direction[1] + first),
+                               Floats::load(packet.direction[2] + first)};
+                const Floats inverse = Floats(1.0f) / sqrt(maximum(dot(d, d), Floats(1e-30f)));
+                Floats b[kBasis];
+                sh_basis<Degree>(inverse * d, b);
+                for (int k = 0; k < kBasis; ++k) b[k].store(basis[k] + first);
+            }
         } else {
             const Vec3<T> d{packet.direction[0][0], packet.direction[1][0], packet.direction[2][0]};
             const T inverse = T(1) / std::sqrt(std::max(dot(d, d), T(1e-30)));

@@ -22,9 +22,11 @@ struct Pictures {
 
 // Expected depth: mean of the middles of the pieces; 0 where nothing is met. Median: within the leaf, by its density.
 template <typename T>
-void measure(const OctreeHits<T>& hits, const std::int32_t* ids, int used, const Pictures<T>& out) {
-    T weights[OctreePacket<T>::kRays] = {};
-    for (int lane = 0; lane < used; ++lane) out.depth[ids[lane]] = out.median[ids[lane]] = T(0);
+void measure(const OctreeHits<T>& hits, const std::int32_t* ids, const Pictures<T>& out) {
+    constexpr int kRays = OctreePacket<T>::kRays;
+    T weights[kRays] = {};
+    for (int lane = 0; lane < kRays; ++lane)
+        if (ids[lane] >= 0) out.depth[ids[lane]] = out.median[ids[lane]] = T(0);
     for (std::int64_t i = 0; i < hits.count; ++i) {
         const int lane = hits.lane[i], ray = ids[lane];
         const T weight = hits.weight[i], after = hits.after[i], before = after + weight;
@@ -35,44 +37,45 @@ void measure(const OctreeHits<T>& hits, const std::int32_t* ids, int used, const
             out.median[ray] = hits.t[i] + std::min(share, T(1)) * hits.dt[i];
         }
     }
-    for (int lane = 0; lane < used; ++lane)
+    for (int lane = 0; lane < kRays; ++lane)
         if (weights[lane] > T(0)) out.depth[ids[lane]] /= weights[lane];
 }
 
 template <typename T, int Degree>
 void render(const OctreeScene<T>& scene, const Pictures<T>& out) {
-    const std::int64_t packets = scene.rays.packets();
+    constexpr int kRays = OctreePacket<T>::kRays;
+    const std::int64_t packets = scene.rays.packets(), per_task = kTilesPerTask / OctreePacket<T>::kTiles;
     struct Worker {
         OctreePacket<T> packet;
         OctreeShade<T, Degree> shade;
         OctreeHits<T> hits;
     };
     std::vector<Worker> workers(static_cast<std::size_t>(threads()));
-    parallel_tasks((packets + kPacketsPerTask - 1) / kPacketsPerTask, [&](std::int64_t task, int worker) {
+    parallel_tasks((packets + per_task - 1) / per_task, [&](std::int64_t task, int worker) {
         auto& [packet, shade, hits] = workers[std::size_t(worker)];
-        std::int32_t ids[OctreePacket<T>::kRays];
-        T sums[4 * OctreePacket<T>::kRays], behind[3] = {};
+        T sums[4 * kRays], behind[3] = {};
         if (out.background) std::copy(out.background, out.background + 3, behind);
-        const std::int64_t end = std::min(packets, (task + 1) * kPacketsPerTask);
-        for (std::int64_t number = task * kPacketsPerTask; number < end; ++number) {
-            const int used = scene.rays.fill(number, packet, ids);
+        const std::int64_t end = std::min(packets, (task + 1) * per_task);
+        for (std::int64_t number = task * per_task; number < end; ++number) {
+            scene.rays.fill(number, packet);
             hits.count = 0;
-            packet.walk(scene.index, scene.frame, scene.leaves, scene.limits, used, hits);
+            packet.walk(scene.index, scene.frame, scene.leaves, scene.limits, hits);
             if (hits.count) {
                 shade.look(packet);
                 shade.color(scene.leaves.sh, hits);
                 shade.blend(hits, sums);
             } else {
-                std::fill(sums, sums + 4 * used, T(0));
+                std::fill(sums, sums + 4 * kRays, T(0));
             }
-            for (int lane = 0; lane < used; ++lane) {
+            for (int lane = 0; lane < kRays; ++lane) {
+                if (packet.ids[lane] < 0) continue;
                 T last = packet.last[lane], gain(1);
                 if (out.whole && last < scene.limits.stop) gain = T(1) / (T(1) - last), last = T(0);
-                T* rgb = out.rgb + 3 * ids[lane];
+                T* rgb = out.rgb + 3 * packet.ids[lane];
                 for (int c = 0; c < 3; ++c) rgb[c] = gain * sums[4 * lane + c] + last * behind[c];
-                out.last[ids[lane]] = last;
+                out.last[packet.ids[lane]] = last;
             }
-            if (out.depth) measure(hits, ids, used, out);
+            if (out.depth) measure(hits, packet.ids, out);
         }
     });
 }

@@ -65,11 +65,14 @@ class Records {
     int range_bits = 0;
     std::int64_t ranges = 0;
 
+    static constexpr int kRays = OctreePacket<T>::kRays;
+    static constexpr std::int64_t kPerTask = kTilesPerTask / OctreePacket<T>::kTiles;  // packets
+
     void plan(OctreeScene<T>& scene) {
         scene.aim(beams_);
         for (range_bits = 6; range_bits < 10 && scene.leaves.count >> range_bits > 128;) ++range_bits;
         ranges = (scene.leaves.count + (std::int64_t(1) << range_bits) - 1) >> range_bits;
-        tasks.resize(std::size_t((scene.rays.packets() + kPacketsPerTask - 1) / kPacketsPerTask));
+        tasks.resize(std::size_t((scene.rays.packets() + kPerTask - 1) / kPerTask));
     }
 
     // First phase.
@@ -86,30 +89,33 @@ class Records {
             OctreeShade<T, Degree>& shade = worker.shade;
             OctreeHits<T>& hits = worker.hits;
             std::vector<Record<T>>& records = worker.records;
-            std::int32_t ids[OctreePacket<T>::kRays];
+            const std::int32_t* ids = packet.ids;
             records.clear();
             double loss = 0;
-            const std::int64_t end = std::min(packets, (task + 1) * kPacketsPerTask);
-            for (std::int64_t number = task * kPacketsPerTask; number < end; ++number) {
-                const int used = scene.rays.fill(number, packet, ids);
+            const std::int64_t end = std::min(packets, (task + 1) * kPerTask);
+            for (std::int64_t number = task * kPerTask; number < end; ++number) {
+                scene.rays.fill(number, packet);
                 hits.count = 0;
-                packet.walk(scene.index, scene.frame, scene.leaves, scene.limits, used, hits);
+                packet.walk(scene.index, scene.frame, scene.leaves, scene.limits, hits);
                 if (wanted == Wanted::kWeights) {
                     for (std::int64_t i = 0; i < hits.count; ++i)
                         records.push_back({hits.row[i], ids[hits.lane[i]], {}, T(0), hits.weight[i]});
                     continue;
                 }
-                T sums[4 * OctreePacket<T>::kRays], v[4 * OctreePacket<T>::kRays], behind[OctreePacket<T>::kRays];
+                T sums[4 * kRays], v[4 * kRays], behind[kRays];
                 if (hits.count) {
                     shade.look(packet);
                     shade.color(scene.leaves.sh, hits);
-                    for (int lane = 0; lane < used; ++lane)
-                        for (int k = 0; k < kBasis; ++k) all_basis[ids[lane] * kBasis + k] = shade.basis[k][lane];
+                    for (int lane = 0; lane < kRays; ++lane) {
+                        T* of_ray = all_basis + std::int64_t(ids[lane]) * kBasis;
+                        for (int k = 0; k < (ids[lane] < 0 ? 0 : kBasis); ++k) of_ray[k] = shade.basis[k][lane];
+                    }
                 }
                 shade.blend(hits, sums);
-                for (int lane = 0; lane < used; ++lane)
-                    loss += differentiate(up, ids[lane], packet.last[lane], sums + 4 * lane, v + 4 * lane,
-                                          behind[lane]);
+                for (int lane = 0; lane < kRays; ++lane)
+                    if (ids[lane] >= 0)
+                        loss += differentiate(up, ids[lane], packet.last[lane], sums + 4 * lane, v + 4 * lane,
+                                              behind[lane]);
                 backward(hits, ids, up.distortion, v, behind, records);
             }
             tasks[std::size_t(task)].loss = loss;
