@@ -191,11 +191,11 @@ def test_weights_that_know_the_words_come_first_then_the_bank(weights: Path, mon
     assert choose().name == "trained" and choose().facts["sample_exact"] == 0.5
     assert choose("bank").name == "bank"
     assert choose(str(weights)).name == str(weights)
-    assert priors.embedded_scorer() is not None
+    assert priors.embedded_clip("clip_scorer") is not None
     with pytest.raises(InputError, match=r"unknown word 'dragon'.*--prior FOLDER"):
         choose(prompt="a red dragon")
     monkeypatch.setattr(priors, "WEIGHTS", weights / "nothing")
-    assert choose().name == "bank" and priors.embedded_scorer() is None
+    assert choose().name == "bank" and priors.embedded_clip("clip_scorer") is None
     with pytest.raises(InputError, match="maquette train-prior"):
         choose("trained")
 
@@ -209,6 +209,16 @@ def test_trained_weights_make_a_scene_that_the_scorer_judges(weights: Path, tmp_
     record = progress["stages"]["judge"]
     assert any(sentence.startswith("VSD's second model: adapters") for sentence in progress["decisions"])
     assert 1 <= record["scorer"]["rank"] <= record["scorer"]["among"] == 100
+    assert "Held-out scorer" in (out / "report.html").read_text()
+
+
+def test_a_scorer_without_a_prior_judges_what_the_bank_makes(weights: Path, tmp_path: Path) -> None:
+    (weights / PRIOR_FILE).unlink()
+    assert priors.embedded_clip("clip_guide") is not None
+    out = tmp_path / "run"
+    generate.main([PROMPT, "--out", str(out), *TINY[: TINY.index("--prior")], "--steps", "2"])
+    assert json.loads((out / "config.json").read_text())["prior"] == "bank"
+    assert json.loads((out / "progress.json").read_text())["stages"]["judge"]["scorer"]["among"] == 100
     assert "Held-out scorer" in (out / "report.html").read_text()
 
 
