@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from apps.console import JsonLines, Watcher
+from apps.console import PRIOR_STAGES, JsonLines, Watcher
 from apps.devices import choose_device
 from apps.options import from_json, parse
 from apps.signals import StopSignal
@@ -184,7 +184,8 @@ def train_prior(request: TrainPrior, stop: StopSignal) -> Path:
         else:
             options = {name: getattr(request, name) for name in RECORDED} | {"precision": precision}
             run = stack.enter_context(Run.create(request.out, METHOD, options))
-        run.listeners.append(stack.enter_context(JsonLines(stop.request) if request.json else Watcher("")))
+        watcher = JsonLines(stop.request) if request.json else Watcher("", PRIOR_STAGES)
+        run.listeners.append(stack.enter_context(watcher))
         if unused is not None:
             run.decide(unused)
         renew_limit(run, request.max_minutes, [f"{stage}_budget" for stage in TRAINED], "prior")
