@@ -64,6 +64,7 @@ def generate(job: GenerateJob, stop: StopSignal) -> Path:
         request.prior,
         request.prompt,
         job.config.negative,
+        pictured=image is not None,
         pixels=job.config.pixels,
         members=job.config.members,
         seed=request.seed,

@@ -39,26 +39,28 @@ def choose_prior(
     prompt: str,
     negative: str | None,
     *,
+    pictured: bool,
     pixels: int,
     members: int,
     seed: int,
     device: torch.device,
     allow_download: bool,
 ) -> ChosenPrior:
-    """The prior for a prompt. Raises InputError, in one line, where none knows it or it cannot be loaded."""
+    """The prior for a prompt, and a picture where one comes with it (pictured).
+
+    Raises InputError, in one line, where none knows it or it cannot be loaded.
+    """
+    said = [prompt, *([negative] if negative else [])]
     if wanted not in EMBEDDED:
-        return _other(wanted, device, allow_download)
+        return _other(wanted, said, pictured, device, allow_download)
     file = embedded_file(PRIOR_FILE)
     if wanted == "trained" and file is None:
         raise InputError(
             f"--prior trained: there is no {PRIOR_FILE} in {WEIGHTS}; make one with maquette train-prior and name its "
             "folder with --prior"
         )
-    said = [prompt, *([negative] if negative else [])]
     if file is not None and wanted != "bank" and (wanted == "trained" or _knows(said)):
-        for text in said:
-            tokens_of(text)
-        return _trained(file.parent, "trained", device)
+        return _trained(file.parent, "trained", said, pictured, device)
     try:
         captions = [parse(text).text() for text in said]
     except InputError as error:
@@ -91,8 +93,12 @@ def _knows(texts: list[str]) -> bool:
     return True
 
 
-def _trained(folder: Path, name: str, device: torch.device) -> ChosenPrior:
+def _trained(folder: Path, name: str, said: list[str], pictured: bool, device: torch.device) -> ChosenPrior:
     prior = TrainedPrior.load(folder, device=device)
+    for text in said:
+        tokens_of(text)  # raises
+    if pictured and prior.guide is None:
+        raise InputError(f"the prior of {folder} has no {GUIDE_FILE} beside it, without which it takes no --image")
     about = prior.about
     assert about is not None
     facts = {"model": "trained", "folder": str(folder), "commit": about.commit, "data_seed": about.data_seed}
@@ -101,10 +107,12 @@ def _trained(folder: Path, name: str, device: torch.device) -> ChosenPrior:
     return ChosenPrior(prior, name, sentence, facts)
 
 
-def _other(wanted: str, device: torch.device, allow_download: bool) -> ChosenPrior:
+def _other(wanted: str, said: list[str], pictured: bool, device: torch.device, allow_download: bool) -> ChosenPrior:
     """A folder of our own weights, or a pipeline of diffusers by folder or hub id."""
     if (Path(wanted) / PRIOR_FILE).exists() or Path(wanted).name == PRIOR_FILE:
-        return _trained(Path(wanted), wanted, device)
+        return _trained(Path(wanted), wanted, said, pictured, device)
+    if pictured:
+        raise InputError(f"--prior {wanted} takes words, not pictures; leave out --image or choose another --prior")
     from generation.diffusers_prior import load_prior
 
     prior = load_prior(wanted, allow_download=allow_download, device=device)

@@ -176,7 +176,7 @@ def test_json_lines_and_a_time_limit(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def choose(wanted: str = "embedded", prompt: str = PROMPT) -> priors.ChosenPrior:
-    options: dict[str, Any] = {"pixels": 16, "members": 2, "seed": 0, "device": torch.device("cpu")}
+    options: dict[str, Any] = {"pictured": False, "pixels": 16, "members": 2, "seed": 0, "device": torch.device("cpu")}
     return priors.choose_prior(wanted, prompt, None, allow_download=False, **options)
 
 
