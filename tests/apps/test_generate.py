@@ -151,6 +151,21 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole: Path, tmp_path: Path) -> 
     assert hashes(out) == hashes(whole)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_threads(
+    whole: Path, tmp_path: Path, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        native.set_threads(threads)
+        generate.main([PROMPT, "--out", str(tmp_path / "run"), *TINY])
+    finally:
+        torch.set_num_threads(before)
+        native.set_threads(native.len_affinity())
+    assert hashes(tmp_path / "run") == hashes(whole)
+
+
 def test_a_picture_goes_with_the_words_and_is_kept(tmp_path: Path) -> None:
     picture = tmp_path / "reference.jpg"
     Image.new("RGB", (40, 30), (200, 30, 20)).save(picture)
