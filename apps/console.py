@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,21 +19,33 @@ STAGES = {
     "capture": "Reading the source",
     "check": "Checking the capture",
     "cameras": "Estimating cameras",
+    "prior": "Choosing the prior",
     "train": "Training",
+    "judge": "Judging the scene",
     "evaluate": "Judging held-out photos",
     "mesh": "Making the mesh",
     "splats": "Making splats of the scene",
     "turntable": "Filming",
     "report": "Writing the report",
 }
+"""What a stage of a run that makes a scene is called."""
+
+PRIOR_STAGES = {
+    "data": "Making objects to learn from",
+    "clip_guide": "Training the network that guides",
+    "clip_scorer": "Training the network that scores",
+    "prior": "Training the prior",
+    "judge": "Judging held-out combinations",
+}
+"""The same where the networks are made that `generate` takes its pictures from."""
 
 
 class Watcher:
     """Listens to a run's events and shows them on stderr."""
 
-    def __init__(self, pieces: str = "splats") -> None:
-        """pieces: what a scene of the method at work is made of."""
-        self._pieces = pieces
+    def __init__(self, pieces: str = "splats", stages: Mapping[str, str] = STAGES) -> None:
+        """pieces: what a scene of the method at work is made of.  stages: what they are called."""
+        self._pieces, self._stages = pieces, stages
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -86,7 +98,7 @@ class Watcher:
 
     def _enter_stage(self, stage: str) -> None:
         self._stage, self._last_line = stage, time.monotonic()
-        title = STAGES.get(stage, stage)
+        title = self._stages.get(stage, stage)
         if not title:
             return
         self.console.print(f"[bold]{title}[/bold]")

@@ -37,6 +37,7 @@ from apps.report import write_report
 from apps.run_cameras import read_cameras
 from apps.run_scene import trained_scene
 from apps.signals import StopSignal
+from apps.time_limit import renew_limit, seconds_before
 from scene.errors import InputError, Interrupted
 from scene.formats import load_mesh, save_mesh
 from scene.mesh import Mesh
@@ -63,6 +64,7 @@ def generate(job: GenerateJob, stop: StopSignal) -> Path:
         request.prior,
         request.prompt,
         job.config.negative,
+        pictured=image is not None,
         pixels=job.config.pixels,
         members=job.config.members,
         seed=request.seed,
@@ -78,6 +80,7 @@ def generate(job: GenerateJob, stop: StopSignal) -> Path:
             run.listeners.append(stack.enter_context(Watcher(words_of(job.method).pieces)))
         if unused is not None:
             run.decide(unused)
+        renew_limit(run, request.max_minutes, ["budget"], "train")
         try:
             _Work(run, job, chosen, image, device, stop).all_stages()
         except Interrupted as interrupted:
@@ -126,7 +129,7 @@ class _Work:
         self.reported()
 
     def train_seconds(self) -> float | None:
-        """Time for distillation: what the stages after it leave. Fixed at the first start."""
+        """Time for distillation: what the stages after it leave. Fixed when it first starts."""
         minutes = self.job.request.max_minutes
         if minutes is None:
             return None
@@ -135,7 +138,7 @@ class _Work:
             return float(kept["train_seconds"])
         total = 60 * minutes
         after = min(LONGEST_AFTER, max(SHORTEST_AFTER, AFTER_SHARE * total))
-        seconds = max(SHORTEST_TRAINING, total - after - self.run.seconds)
+        seconds = max(SHORTEST_TRAINING, total - after - seconds_before(self.run))
         self.run.finish("budget", train_seconds=seconds)
         return seconds
 

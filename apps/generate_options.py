@@ -61,7 +61,7 @@ class Generate:
     seed: int = 0
     """seed of every random choice; the same on the CPU makes the same files"""
     resume: bool = False
-    """go on with an interrupted run, with the options it was started with"""
+    """go on with an interrupted run, with the options it was started with; only --max-minutes may be another"""
     json: bool = False
     """print events as JSON lines on stdout, and nothing else there"""
     debug: bool = False
@@ -179,12 +179,12 @@ def _run_to_resume(request: Generate) -> Path | None:
 
 
 def _resumed(folder: Path, arguments: Sequence[str]) -> GenerateJob:
-    """The job of an existing run, after making sure that no flag asks for something else."""
+    """The job of an existing run, after making sure that no flag asks for something else than another time limit."""
     job = job_of_generated(folder)
     request, config = _parse_both(arguments, job.request, job.config)
     if request.prompt not in (job.request.prompt, str(folder)) and real(Path(request.prompt)) != real(folder):
         raise InputError(f"{folder} is a run of {job.request.prompt!r}, not of {request.prompt!r}; name another --out")
-    may_change = {"prompt", "method", "out", "resume", "json", "debug", "image"}
+    may_change = {"prompt", "method", "out", "resume", "json", "debug", "image", "max_minutes"}
     names = [field.name for field in dataclasses.fields(Generate) if field.name not in may_change]
     pairs = [(name, getattr(job.request, name), getattr(request, name)) for name in names]
     pairs += [(f.name, getattr(job.config, f.name), getattr(config, f.name)) for f in dataclasses.fields(config)]
@@ -197,8 +197,8 @@ def _resumed(folder: Path, arguments: Sequence[str]) -> GenerateJob:
                 f"{folder} was started with {flag} {old}, not {new}; --resume keeps a run's options: leave the flag "
                 "out, or start a new run with another --out"
             )
-    request = dataclasses.replace(job.request, json=request.json, debug=request.debug, resume=True, out=folder)
-    return dataclasses.replace(job, request=request)
+    now = {name: getattr(request, name) for name in ("json", "debug", "max_minutes")}
+    return dataclasses.replace(job, request=dataclasses.replace(job.request, **now, resume=True, out=folder))
 
 
 def _stem(prompt: str) -> str:

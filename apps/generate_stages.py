@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apps.generate_options import GenerateJob
 from apps.methods import Trained
-from apps.priors import ChosenPrior, embedded_scorer
+from apps.priors import ChosenPrior, embedded_clip
 from apps.run_scene import Drawing
 from generation.bank_prior import BankPrior
 from generation.distillation import Step
@@ -176,7 +176,7 @@ def judged(trained: Trained, job: GenerateJob, chosen: ChosenPrior) -> tuple[dic
         record["fronts"] = sides.fronts
         found = "as it should be" if sides.fronts == 1 else "a scene with one front shows it once"
         sentences.append(f"Janus check: the front is seen in {sides.fronts} of 4 views; {found}.")
-    scorer = embedded_scorer()
+    scorer = embedded_clip("clip_scorer")
     if scorer is not None:
         score = scored(scorer, pictures, prompt)
         record["scorer"] = {

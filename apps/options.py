@@ -70,7 +70,7 @@ class Recon:
     seed: int = 0
     """seed of every random choice"""
     resume: bool = False
-    """go on with an interrupted run, with the options it was started with"""
+    """go on with an interrupted run, with the options it was started with; only --max-minutes may be another"""
     json: bool = False
     """print events as JSON lines on stdout, and nothing else there"""
     debug: bool = False
@@ -355,7 +355,7 @@ def _parse_both(arguments: Sequence[str], method: str, request: Recon | None, co
 
 
 def _resumed(folder: Path, arguments: Sequence[str]) -> ReconJob:
-    """The job of an existing run, after making sure that no flag asks for something else."""
+    """The job of an existing run, after making sure that no flag asks for something else than another time limit."""
     job = job_of_run(folder)
     _check_flags(arguments, job.method)
     request, config = _parse_both(arguments, job.method, job.request, job.config)
@@ -376,8 +376,8 @@ def _resumed(folder: Path, arguments: Sequence[str]) -> ReconJob:
             )
     if real(request.source) not in (job.request.source, real(folder)):
         raise InputError(f"{folder} is a run of {job.request.source}, not of {request.source}; name another --out")
-    request = dataclasses.replace(job.request, json=request.json, debug=request.debug, resume=True, out=folder)
-    return dataclasses.replace(job, request=request)
+    now = {name: getattr(request, name) for name in ("json", "debug", "max_minutes")}
+    return dataclasses.replace(job, request=dataclasses.replace(job.request, **now, resume=True, out=folder))
 
 
 def _run_stem(source: Path, method: str) -> str:

@@ -26,6 +26,7 @@ from apps.run_cameras import RunCameras, read_cameras, write_cameras
 from apps.run_scene import SPLATS_FILE, trained_scene
 from apps.run_splats import make_splats
 from apps.signals import StopSignal
+from apps.time_limit import renew_limit, seconds_before
 from data.captures import Capture, open_capture
 from recon import capture_check, sfm
 from scene.errors import CamerasError, InputError, Interrupted, OutOfMemory, ResourceError, is_out_of_memory
@@ -67,6 +68,7 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
             run.listeners.append(stack.enter_context(Watcher(words_of(job.method).pieces)))
         if unused is not None:
             run.decide(unused)
+        renew_limit(run, request.max_minutes, ["budget"], "train")
         work = _Work(run, job, device, stop)
         try:
             work.all_stages()
@@ -188,7 +190,7 @@ class _Work:
         return sfm.SfmConfig(max_seconds=max(20.0, SFM_SHARE * 60 * minutes))
 
     def train_seconds(self) -> float | None:
-        """Time for training: what cameras have left, less what the stages after it need. Fixed at the first start."""
+        """Time for training: what cameras have left, less what the stages after it need. Fixed when it first starts."""
         minutes = self.job.request.max_minutes
         if minutes is None:
             return None
@@ -197,7 +199,7 @@ class _Work:
             return float(kept["train_seconds"])
         total = 60 * minutes
         after = min(LONGEST_AFTER, max(SHORTEST_AFTER, AFTER_SHARE * total))
-        seconds = max(SHORTEST_TRAINING, total - after - self.run.seconds)
+        seconds = max(SHORTEST_TRAINING, total - after - seconds_before(self.run))
         self.run.decide(f"Training may take {clock(seconds)}, so that everything ends within {minutes:g} minutes.")
         self.run.finish("budget", train_seconds=seconds)
         return seconds

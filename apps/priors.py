@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,7 +12,7 @@ from apps.generate_options import EMBEDDED
 from generation.bank_prior import BankConfig, BankPrior
 from generation.captions import parse
 from generation.clip import Clip
-from generation.prior_weights import PRIOR_FILE, SCORER_FILE, load_clip
+from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, load_clip
 from generation.priors import Prior
 from generation.trained_prior import TrainedPrior, tokens_of
 from scene.errors import InputError
@@ -39,26 +39,28 @@ def choose_prior(
     prompt: str,
     negative: str | None,
     *,
+    pictured: bool,
     pixels: int,
     members: int,
     seed: int,
     device: torch.device,
     allow_download: bool,
 ) -> ChosenPrior:
-    """The prior for a prompt. Raises InputError, in one line, where none knows it or it cannot be loaded."""
+    """The prior for a prompt, and a picture where one comes with it (pictured).
+
+    Raises InputError, in one line, where none knows it or it cannot be loaded.
+    """
+    said = [prompt, *([negative] if negative else [])]
     if wanted not in EMBEDDED:
-        return _other(wanted, device, allow_download)
-    weights = embedded_weights()
-    if wanted == "trained" and weights is None:
+        return _other(wanted, said, pictured, device, allow_download)
+    file = embedded_file(PRIOR_FILE)
+    if wanted == "trained" and file is None:
         raise InputError(
-            f"--prior trained: there are no weights in {WEIGHTS}; make some with maquette train-prior and name their "
+            f"--prior trained: there is no {PRIOR_FILE} in {WEIGHTS}; make one with maquette train-prior and name its "
             "folder with --prior"
         )
-    said = [prompt, *([negative] if negative else [])]
-    if weights is not None and wanted != "bank" and (wanted == "trained" or _knows(said)):
-        for text in said:
-            tokens_of(text)
-        return _trained(weights, "trained", device)
+    if file is not None and wanted != "bank" and (wanted == "trained" or _knows(said)):
+        return _trained(file.parent, "trained", said, pictured, device)
     try:
         captions = [parse(text).text() for text in said]
     except InputError as error:
@@ -69,19 +71,17 @@ def choose_prior(
     return ChosenPrior(prior, "bank", sentence, {**facts, "process": prior.process})
 
 
-def embedded_weights() -> Path | None:
-    """The folder of the largest prior that comes with Maquette, or None."""
-    found = [WEIGHTS, *sorted(path for path in WEIGHTS.glob("*") if path.is_dir())]
-    files = [folder / PRIOR_FILE for folder in found if (folder / PRIOR_FILE).is_file()]
-    return max(files, key=lambda file: file.stat().st_size).parent if files else None
+def embedded_file(name: str) -> Path | None:
+    """The largest file of weights of this name that comes with Maquette, or None."""
+    folders = [WEIGHTS, *sorted(path for path in WEIGHTS.glob("*") if path.is_dir())]
+    files = [folder / name for folder in folders if (folder / name).is_file()]
+    return max(files, key=lambda file: file.stat().st_size, default=None)
 
 
-def embedded_scorer() -> Clip | None:
-    """The network that judges results and never takes part in them, or None where there are no weights."""
-    weights = embedded_weights()
-    if weights is None or not (weights / SCORER_FILE).is_file():
-        return None
-    return load_clip(weights / SCORER_FILE, "clip_scorer")[0]
+def embedded_clip(kind: Literal["clip_guide", "clip_scorer"]) -> Clip | None:
+    """The network that guides, or the one that only judges, whether a prior comes beside it or not; None without."""
+    file = embedded_file({"clip_guide": GUIDE_FILE, "clip_scorer": SCORER_FILE}[kind])
+    return None if file is None else load_clip(file, kind)[0]
 
 
 def _knows(texts: list[str]) -> bool:
@@ -93,8 +93,12 @@ def _knows(texts: list[str]) -> bool:
     return True
 
 
-def _trained(folder: Path, name: str, device: torch.device) -> ChosenPrior:
+def _trained(folder: Path, name: str, said: list[str], pictured: bool, device: torch.device) -> ChosenPrior:
     prior = TrainedPrior.load(folder, device=device)
+    for text in said:
+        tokens_of(text)  # raises
+    if pictured and prior.guide is None:
+        raise InputError(f"the prior of {folder} has no {GUIDE_FILE} beside it, without which it takes no --image")
     about = prior.about
     assert about is not None
     facts = {"model": "trained", "folder": str(folder), "commit": about.commit, "data_seed": about.data_seed}
@@ -103,10 +107,12 @@ def _trained(folder: Path, name: str, device: torch.device) -> ChosenPrior:
     return ChosenPrior(prior, name, sentence, facts)
 
 
-def _other(wanted: str, device: torch.device, allow_download: bool) -> ChosenPrior:
+def _other(wanted: str, said: list[str], pictured: bool, device: torch.device, allow_download: bool) -> ChosenPrior:
     """A folder of our own weights, or a pipeline of diffusers by folder or hub id."""
     if (Path(wanted) / PRIOR_FILE).exists() or Path(wanted).name == PRIOR_FILE:
-        return _trained(Path(wanted), wanted, device)
+        return _trained(Path(wanted), wanted, said, pictured, device)
+    if pictured:
+        raise InputError(f"--prior {wanted} takes words, not pictures; leave out --image or choose another --prior")
     from generation.diffusers_prior import load_prior
 
     prior = load_prior(wanted, allow_download=allow_download, device=device)

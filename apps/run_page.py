@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from apps.film import path_cameras
+from apps.generate_report import is_generation
 from apps.methods import words_of
 from apps.report_page import data_uri
 from apps.run_cameras import RunCameras, edited_cameras
@@ -35,16 +37,18 @@ class Shown:
     start: Camera
     antialias: bool
     made_of: str
+    camera: Literal["photo", "view"]
 
     @property
     def look(self) -> Look:
         """How the viewer starts: the view and the background of the run's film."""
         light = float(self.seen.background.mean()) > 0.5
-        return Look(self.seen.names, self.seen.held_out, self.start, light, self.antialias, self.made_of)
+        seen = self.seen
+        return Look(seen.names, seen.held_out, self.start, light, self.antialias, self.made_of, self.camera)
 
 
 def page_of_run(run: Run, title: str, *, max_bytes: int = MAX_BYTES) -> str:
-    """The whole HTML document of a run's splats, mesh and photos. Raises InputError when it has no scene yet."""
+    """The whole HTML document of a run's splats, mesh and cameras. Raises InputError when it has no scene yet."""
     shown = _shown(run)
     return scene_page(
         splats=shown.splats,
@@ -84,7 +88,8 @@ def _shown(run: Run) -> Shown:
         antialias = splats_antialias(run)
     method = run.config.get("method")
     made_of = "" if method == "gaussians" else words_of(method).scene
-    return Shown(splats, mesh, seen, path_cameras(seen, frames=8)[0], antialias, made_of)
+    start, camera = path_cameras(seen, frames=8)[0], "view" if is_generation(run) else "photo"
+    return Shown(splats, mesh, seen, start, antialias, made_of, camera)
 
 
 def _poster(shown: Shown) -> str:

@@ -14,7 +14,7 @@ from functools import cache
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Look:
 
     names: of the cameras, for people.  held: which were kept from training.  start: the first view, else one from the
     cameras.  light: white behind the scene, else black.  antialias: splats trained with Mip-Splatting's filter.
-    made_of: what the splats were made of, where they are not the trained scene itself.
+    made_of: what the splats were made of, where they are not the trained scene itself.  camera: what each stands for.
     """
 
     names: Sequence[str] = ()
@@ -48,6 +48,7 @@ class Look:
     light: bool = False
     antialias: bool = False
     made_of: str = ""
+    camera: Literal["photo", "view"] = "photo"
 
 
 def scene_page(
@@ -141,7 +142,8 @@ def _piece(
         mode="" if poster is None else "data-embedded",
         facts=escape(" · ".join(_facts(header, look))),
         modes=_mode_buttons(header),
-        cameras=CAMERA_BUTTONS if cameras else "",
+        camera=look.camera,
+        cameras=_camera_buttons(look.camera) if cameras else "",
         poster="" if poster is None else _poster(poster),
         # "<" cannot end the script element that holds it, whatever a camera is called
         header=json.dumps(header, allow_nan=False).replace("<", "\\u003c"),
@@ -149,15 +151,18 @@ def _piece(
     )
 
 
-CAMERA_BUTTONS = (
-    '<button type="button" data-step="-1" data-when="cameras" title="Photo before (left arrow)" '
-    'aria-label="Photo before" hidden><svg viewBox="0 0 20 20"><path d="m12 5-5 5 5 5"/></svg></button>'
-    '<button type="button" data-key="c" title="Where the photos were taken (C)" aria-label="Photos">'
-    '<svg viewBox="0 0 20 20"><path d="M3 6.5h3l1.5-2h5l1.5 2h3v9H3z"/><circle cx="10" cy="10.8" r="2.6"/></svg>'
-    "</button>"
-    '<button type="button" data-step="1" data-when="cameras" title="Photo after (right arrow)" '
-    'aria-label="Photo after" hidden><svg viewBox="0 0 20 20"><path d="m8 5 5 5-5 5"/></svg></button>'
-)
+def _camera_buttons(camera: str) -> str:
+    """One before, all, one after."""
+    name = camera.capitalize()
+    return (
+        f'<button type="button" data-step="-1" data-when="cameras" title="{name} before (left arrow)" '
+        f'aria-label="{name} before" hidden><svg viewBox="0 0 20 20"><path d="m12 5-5 5 5 5"/></svg></button>'
+        f'<button type="button" data-key="c" title="Where the {camera}s were taken (C)" aria-label="{name}s">'
+        '<svg viewBox="0 0 20 20"><path d="M3 6.5h3l1.5-2h5l1.5 2h3v9H3z"/><circle cx="10" cy="10.8" r="2.6"/></svg>'
+        "</button>"
+        f'<button type="button" data-step="1" data-when="cameras" title="{name} after (right arrow)" '
+        f'aria-label="{name} after" hidden><svg viewBox="0 0 20 20"><path d="m8 5 5 5-5 5"/></svg></button>'
+    )
 
 
 def _mode_buttons(header: dict[str, Any]) -> str:
@@ -192,7 +197,7 @@ def _facts(header: dict[str, Any], look: Look) -> list[str]:
         total = f" of {mesh['total']:,}" if mesh["faces"] < mesh["total"] else ""
         facts.append(f"mesh of {mesh['faces']:,} faces{total}")
     if header["cameras"]:
-        facts.append(f"{len(header['cameras'])} photos")
+        facts.append(f"{len(header['cameras'])} {look.camera}s")
     return facts
 
 
@@ -206,7 +211,7 @@ def _standpoints(
         stage = camera_paths.stage_of(cameras, up=up_now)
         focus = stage.focus if stage.looking_in else focus
     start = look.start or (cameras[0] if cameras else _overview(frame, up_now))
-    names = list(look.names) + [f"Photo {i + 1}" for i in range(len(look.names), len(cameras))]
+    names = list(look.names) + [f"{look.camera.capitalize()} {i + 1}" for i in range(len(look.names), len(cameras))]
     held = list(look.held) + [False] * (len(cameras) - len(look.held))
     views = [
         {"name": name, "held": bool(kept), **_standpoint(camera, frame)}

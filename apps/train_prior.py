@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from apps.console import JsonLines, Watcher
+from apps.console import PRIOR_STAGES, JsonLines, Watcher
 from apps.devices import choose_device
 from apps.options import from_json, parse
 from apps.signals import StopSignal
+from apps.time_limit import renew_limit, seconds_before
 from generation import prior_evaluation as judging
 from generation.clip import Clip, ClipLayout
 from generation.networks import MultiViewUNet
@@ -63,6 +64,7 @@ from scene.formats.pictures import encode_png, write_picture
 from scene.runs import Run
 
 METHOD = "train-prior"
+TRAINED = ("clip_guide", "clip_scorer", "prior")  # stages that are given a time
 DATA_SHARE, CLIP_SHARE, JUDGE_SHARE = 0.15, 0.1, 0.06  # of --max-minutes; CLIP_SHARE for each of the two networks
 PROVEN = 0.97  # of the scorer on true pictures; below, what it says of samples counts for little
 SAMPLES_FILE, TRUTH_FILE = "samples.png", "truth.png"
@@ -100,7 +102,7 @@ class TrainPrior:
     checkpoint_seconds: float = 60.0
     """time between checkpoints; a killed training loses no more than this"""
     resume: bool = False
-    """go on with an interrupted training, with the options it was started with"""
+    """go on with an interrupted training, with the options it was started with; only --max-minutes may be another"""
     json: bool = False
     """print events as JSON lines on stdout, and nothing else there"""
     debug: bool = False
@@ -160,12 +162,13 @@ def asked(arguments: Sequence[str]) -> TrainPrior:
     plain = TrainPrior(out=request.out)
     for name in RECORDED:
         now = getattr(request, name)
-        if now not in (getattr(kept, name), getattr(plain, name)):
+        if name != "max_minutes" and now not in (getattr(kept, name), getattr(plain, name)):
             raise InputError(
                 f"{request.out} was started with --{name.replace('_', '-')} {getattr(kept, name)}, not {now}; --resume "
                 "keeps a training's options: leave the flag out, or start a new one with another --out"
             )
-    return dataclasses.replace(kept, resume=True, json=request.json, debug=request.debug)
+    minutes = kept.max_minutes if request.max_minutes is None else request.max_minutes
+    return dataclasses.replace(kept, max_minutes=minutes, resume=True, json=request.json, debug=request.debug)
 
 
 def train_prior(request: TrainPrior, stop: StopSignal) -> Path:
@@ -181,9 +184,11 @@ def train_prior(request: TrainPrior, stop: StopSignal) -> Path:
         else:
             options = {name: getattr(request, name) for name in RECORDED} | {"precision": precision}
             run = stack.enter_context(Run.create(request.out, METHOD, options))
-        run.listeners.append(stack.enter_context(JsonLines(stop.request) if request.json else Watcher("")))
+        watcher = JsonLines(stop.request) if request.json else Watcher("", PRIOR_STAGES)
+        run.listeners.append(stack.enter_context(watcher))
         if unused is not None:
             run.decide(unused)
+        renew_limit(run, request.max_minutes, [f"{stage}_budget" for stage in TRAINED], "prior")
         try:
             # Numbers below 1e-38 take many times as long on a CPU, and mean nothing here.
             torch.set_flush_denormal(True)
@@ -325,7 +330,7 @@ class _Work:
         if kept is not None:
             return float(kept["seconds"])
         total = 60 * minutes
-        seconds = total * share if share is not None else (1 - JUDGE_SHARE) * total - self.run.seconds
+        seconds = total * share if share is not None else (1 - JUDGE_SHARE) * total - seconds_before(self.run, stage)
         seconds = max(1.0, seconds)
         self.run.finish(f"{stage}_budget", seconds=seconds)
         return seconds

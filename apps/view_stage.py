@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from apps.generate_options import is_generated
 from scene import edits, sh
 from scene.cameras import Camera
 from scene.errors import InputError, MaquetteError
@@ -124,7 +125,9 @@ class Stage:
         gui.configure_theme(show_logo=False, show_share_button=False)
         self._status = gui.add_markdown("")
         self._mode = gui.add_dropdown("Show", ("Splats", "Mesh", "Depth"), initial_value="Splats")
-        self._cameras = gui.add_checkbox("Photos", False, hint="Where the photos were taken; a click flies there")
+        pictures = "views" if is_generated(self.path) else "photos"
+        where = f"Where the {pictures} were taken; a click flies there"
+        self._cameras = gui.add_checkbox(pictures.capitalize(), False, hint=where)
         with gui.add_folder("Crop", expand_by_default=False):
             self._crop = gui.add_checkbox("Preview", False)
             self._low = gui.add_vector3("Low", (-1.0, -1.0, -1.0), step=0.01)

@@ -34,7 +34,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from apps.priors import embedded_scorer
+from apps.priors import embedded_clip
 from apps.run_scene import trained_scene
 from benchmarks.common import HostLoad, record, table, write_json
 from generation.bank_prior import BankConfig, BankPrior
@@ -254,7 +254,7 @@ def contact_sheet(shown: Sequence[tuple[str, Tensor]]) -> Image.Image:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the suite; 1 when any prompt failed."""
     options = parse(arguments)
-    load, scorer = HostLoad(), embedded_scorer()
+    load, scorer = HostLoad(), embedded_clip("clip_scorer")
     config = BankConfig()
     found: list[Judged] = []
     shown: list[tuple[str, Tensor]] = []

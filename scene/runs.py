@@ -269,6 +269,10 @@ class Run:
         """config.json: every option with its final value, and the method's name."""
         return read_json(self.folder / "config.json", {})
 
+    def change_options(self, **values: Any) -> None:
+        """Give options of config.json other values, for a run that goes on with them."""
+        self.write_json("config.json", {**self.config, **values})
+
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json as it stands."""

@@ -113,6 +113,12 @@ def charts_by_xatlas(
 
 
 def _density(uvs: NDArray[np.float64], mesh: Mesh) -> float:
-    """Mean over the surface of the logarithm of texels per area: a stretched chart gains less than it costs."""
-    share = flat_areas(uvs) / np.maximum(mesh.face_areas, 1e-300)
-    return float((mesh.face_areas * np.log(np.maximum(share, 1e-12 * share.max()))).sum())
+    """Mean over the surface of the logarithm of texels per area: a stretched chart gains less than it costs.
+
+    Faces without area have no share in it; -inf where all charts are dots.
+    """
+    solid = mesh.face_areas > 0
+    areas = mesh.face_areas[solid]
+    share = flat_areas(uvs)[solid] / areas
+    most = share.max(initial=0.0)
+    return float((areas * np.log(np.maximum(share, 1e-12 * most))).sum()) if most > 0 else -np.inf

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from apps import cli, generate, generate_stages, pipeline, priors
+from apps.console import STAGES
 from apps.generate_options import is_generated, job_of_generated, parse_generate
 from apps.signals import StopSignal
 from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, About, save_weights
@@ -68,7 +69,8 @@ def test_it_leaves_the_files_and_figures_of_the_contract(whole: Path) -> None:
     assert all(set(event) == {*EVENT_KEYS, "stage"} for event in events)
     last = [event for event in events if event["stage"] == "train" and event["step"] is not None][-1]
     assert (last["step"], last["steps"], last["eta_s"]) == (40, 40, 0)
-    assert list(dict.fromkeys(e["stage"] for e in events)) == ["prior", "train", "judge", "mesh", "turntable", "report"]
+    stages = list(dict.fromkeys(event["stage"] for event in events))
+    assert stages == ["prior", "train", "judge", "mesh", "turntable", "report"] and set(stages) <= set(STAGES)
     assert len(list((whole / "previews").glob("step_*.png"))) == 8
     with Image.open(whole / "preview.png") as picture:
         assert picture.size == (512, 256)
@@ -96,6 +98,8 @@ def test_other_commands_take_the_run(whole: Path, tmp_path: Path, capsys: pytest
     targets = [str(tmp_path / name) for name in ("page.html", "mesh.obj", "scene.safetensors")]
     assert cli.run(["export", str(whole), "--to", *targets]) == 0
     assert all(Path(name).stat().st_size > 100 for name in targets)
+    page = read(Path(targets[0])).text
+    assert "42 views" in page and "where the views were taken" in page and "photos" not in page
     film = tmp_path / "film"
     assert cli.run(["render", str(whole), "--frames", "2", "--width", "32", "--out", str(film)]) == 0
     assert len(list(film.glob("*.png"))) == 2
@@ -147,6 +151,21 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole: Path, tmp_path: Path) -> 
     assert hashes(out) == hashes(whole)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_threads(
+    whole: Path, tmp_path: Path, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        native.set_threads(threads)
+        generate.main([PROMPT, "--out", str(tmp_path / "run"), *TINY])
+    finally:
+        torch.set_num_threads(before)
+        native.set_threads(native.len_affinity())
+    assert hashes(tmp_path / "run") == hashes(whole)
+
+
 def test_a_picture_goes_with_the_words_and_is_kept(tmp_path: Path) -> None:
     picture = tmp_path / "reference.jpg"
     Image.new("RGB", (40, 30), (200, 30, 20)).save(picture)
@@ -172,7 +191,7 @@ def test_json_lines_and_a_time_limit(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def choose(wanted: str = "embedded", prompt: str = PROMPT) -> priors.ChosenPrior:
-    options: dict[str, Any] = {"pixels": 16, "members": 2, "seed": 0, "device": torch.device("cpu")}
+    options: dict[str, Any] = {"pictured": False, "pixels": 16, "members": 2, "seed": 0, "device": torch.device("cpu")}
     return priors.choose_prior(wanted, prompt, None, allow_download=False, **options)
 
 
@@ -191,11 +210,11 @@ def test_weights_that_know_the_words_come_first_then_the_bank(weights: Path, mon
     assert choose().name == "trained" and choose().facts["sample_exact"] == 0.5
     assert choose("bank").name == "bank"
     assert choose(str(weights)).name == str(weights)
-    assert priors.embedded_scorer() is not None
+    assert priors.embedded_clip("clip_scorer") is not None
     with pytest.raises(InputError, match=r"unknown word 'dragon'.*--prior FOLDER"):
         choose(prompt="a red dragon")
     monkeypatch.setattr(priors, "WEIGHTS", weights / "nothing")
-    assert choose().name == "bank" and priors.embedded_scorer() is None
+    assert choose().name == "bank" and priors.embedded_clip("clip_scorer") is None
     with pytest.raises(InputError, match="maquette train-prior"):
         choose("trained")
 
@@ -209,6 +228,16 @@ def test_trained_weights_make_a_scene_that_the_scorer_judges(weights: Path, tmp_
     record = progress["stages"]["judge"]
     assert any(sentence.startswith("VSD's second model: adapters") for sentence in progress["decisions"])
     assert 1 <= record["scorer"]["rank"] <= record["scorer"]["among"] == 100
+    assert "Held-out scorer" in (out / "report.html").read_text()
+
+
+def test_a_scorer_without_a_prior_judges_what_the_bank_makes(weights: Path, tmp_path: Path) -> None:
+    (weights / PRIOR_FILE).unlink()
+    assert priors.embedded_clip("clip_guide") is not None
+    out = tmp_path / "run"
+    generate.main([PROMPT, "--out", str(out), *TINY[: TINY.index("--prior")], "--steps", "2"])
+    assert json.loads((out / "config.json").read_text())["prior"] == "bank"
+    assert json.loads((out / "progress.json").read_text())["stages"]["judge"]["scorer"]["among"] == 100
     assert "Held-out scorer" in (out / "report.html").read_text()
 
 

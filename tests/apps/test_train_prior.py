@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from apps import cli, train_prior
+from apps.console import PRIOR_STAGES
 from apps.signals import StopSignal
 from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, load_clip, load_prior_network
 from generation.trained_prior import TrainedPrior
@@ -83,7 +84,7 @@ def test_events_say_stage_step_and_time_left(whole: Path) -> None:
     events = read_events(whole / "events.jsonl")
     assert all(set(event) == {*EVENT_KEYS, "stage"} for event in events)
     stages = list(dict.fromkeys(event["stage"] for event in events))
-    assert stages == ["data", "clip_guide", "clip_scorer", "prior", "judge"]
+    assert stages == ["data", "clip_guide", "clip_scorer", "prior", "judge"] == list(PRIOR_STAGES)
     last = [event for event in events if event["stage"] == "prior" and event["step"] is not None][-1]
     assert (last["step"], last["steps"], last["eta_s"]) == (6, 6, 0)
     assert last["loss"] > 0

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from apps import cli
 from generation.prior_weights import PRIOR_FILE, About, save_weights
+from tests.generation import small_pipelines
 from tests.generation.prior_toys import TOY_LAYOUT, toy_network
-from tests.hostile.test_prior_folders import POINTER, Bomb
+from tests.hostile.test_prior_folders import BAD, POINTER, Bomb
 
 GOOD = "a red chair"
+DAMAGED = ("pickles of a network", "code by a map", "pointer of weights", "another shape")  # of a pipeline
 PROMPTS = [
     ("", "the prompt is empty"),
     (" \n\t", "the prompt is empty"),
@@ -80,6 +83,16 @@ def remote_code(folder: Path) -> None:
     (folder / "my_code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
 
 
+def pipeline(damage: Callable[[Path], None]) -> Callable[[Path], None]:
+    """A folder in the layout of diffusers with one thing wrong."""
+
+    def make(folder: Path) -> None:
+        small_pipelines.stable_diffusion(folder)
+        damage(folder)
+
+    return make
+
+
 PRIORS: list[tuple[Callable[[Path], None], str]] = [
     (pickled, "is a pickle"),
     (pickled_pipeline, "model_index.json"),
@@ -88,17 +101,41 @@ PRIORS: list[tuple[Callable[[Path], None], str]] = [
     (empty, "model_index.json"),
     (remote_code, "runs no code of model folders"),
     (lambda folder: None, "no folder"),
+    *((pipeline(BAD[case][0]), BAD[case][1]) for case in DAMAGED),
 ]
 
 
-@pytest.mark.parametrize(("make", "why"), PRIORS, ids=[getattr(make, "__name__", "?") for make, _ in PRIORS])
+@pytest.mark.parametrize(("make", "why"), PRIORS, ids=range(len(PRIORS)))
 def test_priors_that_cannot_be(
     make: Callable[[Path], None], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = tmp_path / "prior", tmp_path / "run"
     make(folder)
+    capsys.readouterr()  # what its maker said
     assert why in refused([GOOD, "--prior", str(folder), "--out", str(out)], capsys)
-    assert not out.exists() and not (folder / "ran").exists()
+    assert not out.exists() and not list(tmp_path.rglob("ran*"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pictured", "why"), [("a red dragon", False, "unknown word 'dragon'"), (GOOD, True, "takes no --image")]
+)
+def test_what_a_trained_prior_cannot_take_is_told_before_a_run_begins(
+    prompt: str, pictured: bool, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out, picture = tmp_path / "prior", tmp_path / "run", tmp_path / "reference.png"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(picture)
+    save_weights(folder / PRIOR_FILE, toy_network(), About("prior", TOY_LAYOUT, 0, "abc", {}))
+    flags = ["--image", str(picture)] if pictured else []
+    assert why in refused([prompt, "--prior", str(folder), "--out", str(out), *flags], capsys)
+    assert not out.exists()
+
+
+def test_a_diffusers_prior_takes_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "reference.png")
+    words = [GOOD, "--prior", "someones/model", "--image", str(tmp_path / "reference.png")]
+    assert "words, not pictures" in refused([*words, "--out", str(tmp_path / "run")], capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_fetched_unasked(
@@ -120,6 +157,7 @@ def test_pictures_that_are_none(
     if content is not None:
         picture.write_bytes(content)
     assert why in refused([GOOD, "--image", str(picture), "--out", str(tmp_path / "run")], capsys)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -129,3 +167,4 @@ def test_pictures_that_are_none(
 )  # fmt: skip
 def test_values_out_of_range(flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert flags[0] in refused([GOOD, "--out", str(tmp_path / "run"), *flags], capsys)
+    assert not (tmp_path / "run").exists()

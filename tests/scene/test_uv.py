@@ -160,6 +160,12 @@ def test_xatlas_itself_gives_charts_of_a_ball() -> None:
     assert flat_areas(charts.uvs).sum() == pytest.approx(mesh.face_areas.sum(), rel=0.25)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_mesh_without_area_gets_places() -> None:
+    line = Mesh(np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0]]), np.array([[0, 1, 2]]))
+    assert np.isfinite(unwrap(line, size=64, padding=2).uvs).all()
+
+
 def test_large_meshes_are_not_given_to_xatlas(monkeypatch: pytest.MonkeyPatch) -> None:
     from scene import uv
 
