@@ -15,7 +15,15 @@ from apps.priors import ChosenPrior, embedded_clip
 from apps.run_scene import Drawing
 from generation.bank_prior import BankPrior
 from generation.distillation import Step
-from generation.judging import judged_cameras, judged_sides, reference_objects, reference_pictures, scored
+from generation.judging import (
+    judged_cameras,
+    judged_sides,
+    reference_objects,
+    reference_pictures,
+    scored,
+    true_objects,
+    views_of_the_front,
+)
 from generation.views import orbit_camera
 from scene.cameras import Camera
 from scene.errors import InputError
@@ -160,6 +168,7 @@ def judged(trained: Trained, job: GenerateJob, chosen: ChosenPrior) -> tuple[dic
         bank = chosen.prior if isinstance(chosen.prior, BankPrior) else None
         objects = bank.members(prompt) if bank else reference_objects(prompt, REFERENCES, job.request.seed)
         sides = judged_sides(pictures, reference_pictures(tuple(o.to("cpu") for o in objects), JUDGE_SIZE))
+        truth = true_objects(prompt, JUDGE_SIZE)
     except InputError:
         return {}, ["The words are not those of the embedded grammar, so nothing here can judge the result."]
     record: dict[str, Any] = {
@@ -170,12 +179,13 @@ def judged(trained: Trained, job: GenerateJob, chosen: ChosenPrior) -> tuple[dic
     sentences = [
         f"Of {len(objects)} objects that the words stand for, number {sides.nearest} is {sides.psnr:.1f} dB away."
     ]
-    if sides.fronts is None:
-        sentences.append("Janus check: the object does not have one front, so there is nothing to check.")
+    shown = views_of_the_front(pictures, truth)
+    if shown is None:
+        sentences.append("Janus check: the object has no part to tell its front by, so there is nothing to check.")
     else:
-        record["fronts"] = sides.fronts
-        found = "as it should be" if sides.fronts == 1 else "a scene with one front shows it once"
-        sentences.append(f"Janus check: the front is seen in {sides.fronts} of 4 views; {found}.")
+        record |= {"fronts": sum(shown), "front_part": truth.part}
+        found = "as it should be" if sum(shown) == 1 else "a scene with one front shows it once"
+        sentences.append(f"Janus check: the front ({truth.part}) is seen in {sum(shown)} of 4 views; {found}.")
     scorer = embedded_clip("clip_scorer")
     if scorer is not None:
         score = scored(scorer, pictures, prompt)

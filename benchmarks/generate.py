@@ -9,7 +9,8 @@ prompts are one of each kind of thing; the other 20 name combinations of colours
     iou        solid volume against that object, 64^3 places of its box
     chamfer    mean of accuracy and completeness of the mesh against its surface, % of its diagonal
     hull       how well the four views agree on one silhouette hull, IoU
-    fronts     views of four that show the front, of things that have one front; 1 is right, more is Janus
+    fronts     views of four that show the front, of things that have one, told by a part of true objects (snowman nose,
+               chair back) that no prior had a hand in; 1 is right, more is Janus
     rank       place of the prompt among 100 captions by the scorer, which takes part in no loss; where it is installed
     seconds, peak MB   of the whole command
 
@@ -39,7 +40,14 @@ from apps.run_scene import trained_scene
 from benchmarks.common import HostLoad, record, table, write_json
 from generation.bank_prior import BankConfig, BankPrior
 from generation.clip import Clip
-from generation.judging import judged_cameras, judged_sides, reference_pictures, scored
+from generation.judging import (
+    judged_cameras,
+    judged_sides,
+    reference_pictures,
+    scored,
+    true_objects,
+    views_of_the_front,
+)
 from generation.prior_evaluation import hull_iou
 from generation.shapes import ObjectModel
 from generation.surface_points import surface_points
@@ -189,6 +197,7 @@ def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | Non
     pictures = views(folder)
     objects = BankPrior([prompt], BankConfig(size=SIZE, members=members, seed=seed)).members(prompt)
     sides = judged_sides(pictures, reference_pictures(objects, SIZE))
+    fronts = views_of_the_front(pictures, true_objects(prompt, SIZE))
     truth, metrics = objects[sides.nearest], json.loads((folder / "metrics.json").read_text())
     iou = chamfer = None
     if (folder / "mesh_fine.ply").is_file():
@@ -200,7 +209,7 @@ def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | Non
         iou=iou,
         chamfer=chamfer,
         hull=hull_iou(2 * pictures - 1, judged_cameras(SIZE)),
-        fronts=sides.fronts,
+        fronts=None if fronts is None else sum(fronts),
         rank=None if scorer is None else scored(scorer, pictures, prompt).rank,
         seconds=metrics["seconds_total"],
         peak_mb=metrics["peak_memory_mb"],

@@ -1,8 +1,8 @@
 """What a distilled scene is worth, from its pictures: its nearest reference, its fronts, and what a scorer says of it.
 
 References are procedural objects that the same words make (`objects.py`). A scene with a front on more than one side
-(the Janus problem, DreamFusion, section 5) shows a second view that looks more like the reference's front than like
-what belongs there.
+(the Janus problem, DreamFusion, section 5) is found by a part that is at the front alone, such as the nose of a
+snowman: where the true object shows it from one side and not from another, each view looks like one of the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from scene.cameras import Camera
 
 SIDES = 4  # views: front, left, back, right
 ELEVATION, FOV, DISTANCE = 15.0, 40.0, 2.7  # of the views that scenes are judged by
-ONE_FRONT = 1e-3  # mean squared difference of colours of 0..1 between an object's front and each other side
+ONE_FRONT = 1e-3  # mean squared difference of colours of 0..1 between a front and each other side
+FRONT_OBJECTS, FRONT_SEED = 32, 0  # of a prompt, with which its scene is compared
+FRONT_PARTS = frozenset(
+    ("chair back", "car cabin", "truck cabin", "house door", "snowman nose", "robot eyes", "rocket window")
+)
+"""Parts that the front shows otherwise than any other side does. Without one, sides may differ by their light alone."""
 AMONG = 100  # captions that a scorer chooses from
 
 
@@ -46,32 +51,65 @@ def reference_pictures(objects: tuple[ObjectModel, ...], size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Sides:
-    """The nearest reference and its likeness in dB; which of its sides each of the 4 views looks like most.
-
-    fronts: in how many views the front is seen; None where the object has not one front but several, or none.
-    """
+    """The nearest reference and its likeness in dB; which of its sides each of the 4 views looks like most."""
 
     nearest: int
     psnr: float
     looks_like: tuple[int, ...]
-    fronts: int | None
-
-    @property
-    def janus(self) -> bool:
-        """Whether a front is seen from a side that is none."""
-        return self.fronts is not None and self.fronts > 1
 
 
 def judged_sides(pictures: Tensor, references: Tensor) -> Sides:
     """pictures: [4, 3, h, w] of a scene by `judged_cameras`, over white.  references: [K, 4, 3, h, w]."""
     errors = (pictures[None] - references).square().flatten(1).mean(1)
     nearest = int(errors.argmin())
-    own = references[nearest]
-    table = (pictures[:, None] - own[None]).square().flatten(2).mean(2)  # [view, side]
+    table = (pictures[:, None] - references[nearest][None]).square().flatten(2).mean(2)  # [view, side]
     likes = tuple(int(side) for side in table.argmin(1))
-    apart = (own[1:] - own[:1]).square().flatten(1).mean(1)
-    fronts = sum(side == 0 for side in likes) if float(apart.min()) > ONE_FRONT else None
-    return Sides(nearest, float(-10 * errors[nearest].clamp(min=1e-10).log10()), likes, fronts)
+    return Sides(nearest, float(-10 * errors[nearest].clamp(min=1e-10).log10()), likes)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True objects of a prompt, which no prior has a part in: pictures [K, 4, 3, h, w] and where a front part is seen.
+
+    parts: [K, 4, h, w] bool.  part: which it is, or empty.
+    """
+
+    pictures: Tensor
+    parts: Tensor
+    part: str
+
+
+def true_objects(prompt: str, size: int) -> Truth:
+    """FRONT_OBJECTS of a prompt. Raises InputError where the grammar does not know its words."""
+    objects = reference_objects(prompt, FRONT_OBJECTS, FRONT_SEED)
+    seen = render_objects(objects, [judged_cameras(size)] * len(objects))
+    parts = torch.zeros_like(seen.part[:, :, 0], dtype=torch.bool)
+    for model, found, at in zip(objects, parts, seen.part[:, :, 0]):
+        for index, name in enumerate(model.parts):
+            found |= (at == index) & (name in FRONT_PARTS)
+    names = {name for model in objects for name in model.parts if name in FRONT_PARTS}
+    return Truth(composited(seen, torch.ones(3)), parts, " and ".join(sorted(names)))
+
+
+def views_of_the_front(pictures: Tensor, truth: Truth) -> tuple[bool, ...] | None:
+    """Which of the 4 views [4, 3, h, w] by `judged_cameras`, over white, show the front; of one front, the first alone.
+
+    None where the nearest true object has no part to tell its front by.
+    """
+    nearest = int((pictures[None] - truth.pictures).square().flatten(1).mean(1).argmin())
+    own, parts = truth.pictures[nearest], truth.parts[nearest]
+    weights = (parts[:1] ^ parts).float()  # [side, h, w]
+
+    def apart(a: Tensor, b: Tensor, side: int) -> float:
+        return float(((a - b).square().mean(0) * weights[side]).sum() / weights[side].sum().clamp(min=1))
+
+    if any(apart(own[0], own[side], side) <= ONE_FRONT for side in range(1, SIDES)):
+        return None
+    others = [range(1, SIDES), *((side,) for side in range(1, SIDES))]  # what a view may show instead
+    return tuple(
+        all(apart(picture, own[0], side) < apart(picture, own[side], side) for side in sides)
+        for picture, sides in zip(pictures, others)
+    )
 
 
 @dataclass(frozen=True)
