@@ -423,8 +423,8 @@ def told_of_lgm(scores: dict[str, float], objects: int) -> str:
     """What the scores of LGM-tiny say, in a sentence."""
     return (
         f"LGM-tiny makes {scores['gaussians']:,.0f} Gaussians of four true pictures. Of {objects:,} held-out objects "
-        f"they show other views at {scores['psnr']:.1f} dB (white pictures: {scores['blank_psnr']:.1f} dB), and their "
-        f"solid ones lie {scores['chamfer']:.3f} from the true surface."
+        f"they show other views at {scores['psnr']:.1f} dB (white pictures: {scores['blank_psnr']:.1f} dB), and "
+        f"surfaces {scores['chamfer']:.3f} from the true ones (true depths: {scores['true_chamfer']:.3f})."
     )
 
 

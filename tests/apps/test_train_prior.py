@@ -79,7 +79,17 @@ def test_it_leaves_weights_with_their_scores_and_pictures_to_look_at(whole: Path
     assert list(progress["stages"]) == ["data", "clip_guide", "clip_scorer", "lgm", "prior", "judge"]
     assert len(progress["decisions"]) == 4
     lgm = load_lgm(whole / LGM_FILE)[1].metrics
-    assert {"objects", "steps", "loss", "psnr", "seen_psnr", "blank_psnr", "gaussians", "chamfer"} == set(lgm)
+    assert {
+        "objects",
+        "steps",
+        "loss",
+        "psnr",
+        "seen_psnr",
+        "blank_psnr",
+        "gaussians",
+        "chamfer",
+        "true_chamfer",
+    } == set(lgm)
     assert f"{lgm['psnr']:.1f} dB" in progress["decisions"][0]
 
 
