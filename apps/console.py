@@ -34,6 +34,7 @@ PRIOR_STAGES = {
     "data": "Making objects to learn from",
     "clip_guide": "Training the network that guides",
     "clip_scorer": "Training the network that scores",
+    "lgm": "Training the network that makes Gaussians of views",
     "prior": "Training the prior",
     "judge": "Judging held-out combinations",
 }

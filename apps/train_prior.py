@@ -1,7 +1,7 @@
 """`maquette train-prior`: the embedded networks from seeds to files of weights, each stage once.
 
-Objects are made, two CLIP networks and the prior trained, and all of it judged on combinations that were held out. What
-a stage has finished is recorded in the run folder, so that --resume goes on where a killed training was.
+Objects are made, two CLIP networks, LGM-tiny and the prior trained, and all of it judged on combinations that were held
+out. What a stage has finished is recorded in the run folder, so that --resume goes on where a killed training was.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from apps.signals import StopSignal
 from apps.time_limit import renew_limit, seconds_before
 from generation import prior_evaluation as judging
 from generation.clip import Clip, ClipLayout
+from generation.lgm import LgmNetwork
+from generation.lgm_training import lgm_loss, reconstruction_scores
 from generation.networks import MultiViewUNet
 from generation.prior_data import (
+    HELD_OUT_PART,
     PART,
     PriorData,
+    draw_part,
     halves,
     make_part,
     objects_of,
@@ -49,6 +53,7 @@ from generation.prior_training import (
 )
 from generation.prior_weights import (
     GUIDE_FILE,
+    LGM_FILE,
     PRIOR_FILE,
     SCORER_FILE,
     About,
@@ -64,11 +69,22 @@ from scene.formats.pictures import encode_png, write_picture
 from scene.runs import Run
 
 METHOD = "train-prior"
-TRAINED = ("clip_guide", "clip_scorer", "prior")  # stages that are given a time
-DATA_SHARE, CLIP_SHARE, JUDGE_SHARE = 0.15, 0.1, 0.06  # of --max-minutes; CLIP_SHARE for each of the two networks
+TRAINED = ("clip_guide", "clip_scorer", "lgm", "prior")  # stages that are given a time
+DATA_SHARE, CLIP_SHARE, LGM_SHARE, JUDGE_SHARE = 0.15, 0.1, 0.15, 0.06  # of --max-minutes; CLIP_SHARE for each of two
 PROVEN = 0.97  # of the scorer on true pictures; below, what it says of samples counts for little
 SAMPLES_FILE, TRUTH_FILE = "samples.png", "truth.png"
 SHOWN = 60  # sets on a sheet
+MEASURED = 64  # held-out objects whose surfaces are compared with those of LGM-tiny
+
+
+LIMITS = {  # of what may be asked for instead of a size's own numbers
+    "objects": 1 << 26,
+    "clip_steps": 10**8,
+    "steps": 10**8,
+    "batch": 1 << 16,
+    "lgm_steps": 10**8,
+    "lgm_batch": 1 << 16,
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,8 @@ class TrainPrior:
     """folder to make; the weights end up in it"""
     size: Literal["cpu", "gpu"] = "cpu"
     """cpu: pictures of 32 pixels, for two cores and two hours; gpu: 64 pixels, for one large GPU"""
+    stage: Literal["all", "prior", "lgm"] = "all"
+    """prior: no LGM-tiny; lgm: LGM-tiny (four views to Gaussians) and the CLIP network that its loss needs, no more"""
     max_minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """time for everything; the learning rates then follow the clock"""
     objects: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -89,6 +107,10 @@ class TrainPrior:
     """steps of the prior, instead of the size's own number"""
     batch: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """sets of views in a step of the prior, instead of the size's own number"""
+    lgm_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """steps of LGM-tiny, instead of the size's own number"""
+    lgm_batch: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """objects in a step of LGM-tiny, instead of the size's own number"""
     judged: int = 200
     """held-out captions that the networks are judged with"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -111,7 +133,7 @@ class TrainPrior:
     def __post_init__(self) -> None:
         if not (self.max_minutes is None or 0 < self.max_minutes < 1e6):
             raise InputError(f"--max-minutes must be positive, got {self.max_minutes}")
-        for name, most in (("objects", 1 << 26), ("clip_steps", 10**8), ("steps", 10**8), ("batch", 1 << 16)):
+        for name, most in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
                 raise InputError(f"--{name.replace('_', '-')} must lie between 1 and {most:,}, got {value:,}")
@@ -128,13 +150,14 @@ class TrainPrior:
 
     def recipe(self) -> Recipe:
         """The size's recipe with what was asked for instead."""
-        names = ("objects", "clip_steps", "steps", "batch")
-        asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        asked = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
         return dataclasses.replace(RECIPES[self.size], held_out=self.judged, **asked)
 
 
 RECORDED = tuple(
-    field.name for field in dataclasses.fields(TrainPrior) if field.name not in ("out", "resume", "json", "debug")
+    field.name
+    for field in dataclasses.fields(TrainPrior)
+    if field.name not in ("out", "stage", "resume", "json", "debug")
 )
 
 
@@ -168,7 +191,8 @@ def asked(arguments: Sequence[str]) -> TrainPrior:
                 "keeps a training's options: leave the flag out, or start a new one with another --out"
             )
     minutes = kept.max_minutes if request.max_minutes is None else request.max_minutes
-    return dataclasses.replace(kept, max_minutes=minutes, resume=True, json=request.json, debug=request.debug)
+    given = {name: getattr(request, name) for name in ("stage", "json", "debug")}
+    return dataclasses.replace(kept, max_minutes=minutes, resume=True, **given)
 
 
 def train_prior(request: TrainPrior, stop: StopSignal) -> Path:
@@ -188,13 +212,15 @@ def train_prior(request: TrainPrior, stop: StopSignal) -> Path:
         run.listeners.append(stack.enter_context(watcher))
         if unused is not None:
             run.decide(unused)
-        renew_limit(run, request.max_minutes, [f"{stage}_budget" for stage in TRAINED], "prior")
+        last = "lgm" if request.stage == "lgm" else "prior"
+        renew_limit(run, request.max_minutes, [f"{stage}_budget" for stage in TRAINED], last)
         try:
             # Numbers below 1e-38 take many times as long on a CPU, and mean nothing here.
             torch.set_flush_denormal(True)
             _Work(run, request, device, precision == "bfloat16", stop).all_stages()
         except Interrupted as interrupted:
-            again = f"maquette {METHOD} --out {request.out} --resume"
+            only = "" if request.stage == "all" else f" --stage {request.stage}"
+            again = f"maquette {METHOD} --out {request.out}{only} --resume"
             raise Interrupted(f"{interrupted}; go on with: {again}") from interrupted
         finally:
             torch.set_flush_denormal(False)
@@ -220,11 +246,15 @@ class _Work:
         data, held_out = self.read_data()
         first, second = halves(len(data), request.data_seed)
         guide = self.trained_clip("clip_guide", GUIDE_FILE, recipe.guide, data, first, 1)
-        self.trained_clip("clip_scorer", SCORER_FILE, recipe.scorer, data, second, 2)
-        self.trained_prior(data, guide)
-        self.judged(held_out, len(data))
+        if request.stage != "lgm":
+            self.trained_clip("clip_scorer", SCORER_FILE, recipe.scorer, data, second, 2)
+        if request.stage != "prior":
+            self.trained_lgm(data, held_out, guide)
+        if request.stage != "lgm":
+            self.trained_prior(data, guide)
+            self.judged(held_out, len(data))
         run.add_metrics(seconds_total=round(run.seconds, 1))
-        run.event(f"Weights: {request.out / PRIOR_FILE}")
+        run.event(f"Weights: {request.out / (LGM_FILE if request.stage == 'lgm' else PRIOR_FILE)}")
 
     def made_data(self) -> None:
         """The parts of the data set as files; with a time limit, as many as fit into its share."""
@@ -264,15 +294,8 @@ class _Work:
         kind = "clip_guide" if stage == "clip_guide" else "clip_scorer"
         path = self.run.folder / file
         if self.run.finished(stage) is None or not path.is_file():
-            network = new_network("clip", layout, self.request.seed * 16 + number).to(self.device)
-            trainer = Trainer(
-                network,
-                rate=self.recipe.clip_rate,
-                warm_up=min(self.recipe.warm_up, 100),
-                average=None,
-                seed=self.request.seed * 64 + 8 * number,
-                bfloat16=self.bfloat16,
-            )
+            network = new_network(layout, self.request.seed * 16 + number).to(self.device)
+            trainer = self.trainer(network, self.recipe.clip_rate, min(self.recipe.warm_up, 100), None, number)
             pace = Pace(self.recipe.clip_steps, self.seconds_for(stage, CLIP_SHARE))
             self.go(stage, trainer, clip_loss(data, rows, self.recipe.clip_batch), pace)
             about = About(kind, layout, self.request.data_seed, commit(), {"steps": trainer.step})
@@ -280,21 +303,32 @@ class _Work:
             self.run.finish(stage, steps=trainer.step, seconds=trainer.seconds, loss=trainer.loss)
         return load_clip(path, kind)[0].to(self.device)
 
+    def trained_lgm(self, data: PriorData, held_out: PriorData, guide: Clip) -> None:
+        """LGM-tiny, with its scores on held-out objects; what is kept is the moving average of its weights."""
+        run, recipe, seed = self.run, self.recipe, self.request.data_seed
+        path = run.folder / LGM_FILE
+        if run.finished("lgm") is not None and path.is_file():
+            return
+        network = new_network(recipe.lgm, self.request.seed * 16 + 3).to(self.device)
+        trainer = self.trainer(network, recipe.lgm_rate, min(recipe.warm_up, 100), recipe.average, 3)
+        pace = Pace(recipe.lgm_steps, self.seconds_for("lgm", None if self.request.stage == "lgm" else LGM_SHARE))
+        self.go("lgm", trainer, lgm_loss(data, guide, recipe.lgm_batch), pace)
+        assert isinstance(trainer.average, LgmNetwork)
+        measured = draw_part(HELD_OUT_PART, recipe.lgm.size, seed, min(MEASURED, len(held_out), PART)).objects
+        scores = reconstruction_scores(trainer.average.eval(), held_out, measured)
+        metrics = {"objects": len(data), "steps": trainer.step, "loss": trainer.loss, **scores}
+        save_weights(path, trainer.average, About("lgm", recipe.lgm, seed, commit(), metrics))
+        run.finish("lgm", steps=trainer.step, seconds=trainer.seconds, loss=trainer.loss, **scores)
+        run.decide(told_of_lgm(scores, len(held_out)))
+
     def trained_prior(self, data: PriorData, guide: Clip) -> None:
         """The denoiser; what is kept is the moving average of its weights."""
         path = self.run.folder / PRIOR_FILE
         if self.run.finished("prior") is not None and path.is_file():
             return
         recipe = self.recipe
-        network = new_network("prior", recipe.layout, self.request.seed * 16).to(self.device)
-        trainer = Trainer(
-            network,
-            rate=recipe.rate,
-            warm_up=recipe.warm_up,
-            average=recipe.average,
-            seed=self.request.seed * 64,
-            bfloat16=self.bfloat16,
-        )
+        network = new_network(recipe.layout, self.request.seed * 16).to(self.device)
+        trainer = self.trainer(network, recipe.rate, recipe.warm_up, recipe.average, 0)
         self.go(
             "prior", trainer, prior_loss(data, guide, recipe.batch), Pace(recipe.steps, self.seconds_for("prior", None))
         )
@@ -305,6 +339,13 @@ class _Work:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         self.run.add_metrics(steps=trainer.step, seconds_train=round(trainer.seconds, 1), parameters=parameters)
         self.run.finish("prior", steps=trainer.step, seconds=trainer.seconds, loss=trainer.loss)
+
+    def trainer(
+        self, network: torch.nn.Module, rate: float, warm_up: int, average: float | None, number: int
+    ) -> Trainer:
+        """A trainer whose random numbers are those of network `number` of this seed."""
+        seed = self.request.seed * 64 + 8 * number
+        return Trainer(network, rate=rate, warm_up=warm_up, average=average, seed=seed, bfloat16=self.bfloat16)
 
     def go(self, stage: str, trainer: Trainer, loss_of: Callable[[Trainer], torch.Tensor], pace: Pace) -> None:
         """Train from the start, or from the checkpoint where it is of this stage."""
@@ -383,6 +424,15 @@ class _Work:
         scores["true_hull_iou"] = judging.consistency(truth, held_out)
         scores["grain"] = judging.grain(pictures)
         return scores
+
+
+def told_of_lgm(scores: dict[str, float], objects: int) -> str:
+    """What the scores of LGM-tiny say, in a sentence."""
+    return (
+        f"LGM-tiny makes {scores['gaussians']:,.0f} Gaussians of four true pictures. Of {objects:,} held-out objects "
+        f"they show other views at {scores['psnr']:.1f} dB (white pictures: {scores['blank_psnr']:.1f} dB), and "
+        f"surfaces {scores['chamfer']:.3f} from the true ones (true depths: {scores['true_chamfer']:.3f})."
+    )
 
 
 def told(true_scores: dict[str, float], scores: dict[str, float], captions: int) -> list[str]:

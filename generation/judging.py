@@ -14,10 +14,11 @@ from torch import Tensor
 
 from generation.captions import PLAIN, parse, sample_caption
 from generation.clip import Clip
+from generation.networks import resized
 from generation.object_render import composited, render_objects
 from generation.objects import make_object
 from generation.shapes import ObjectModel
-from generation.trained_prior import resized, tokens_of
+from generation.trained_prior import tokens_of
 from generation.views import orthogonal_cameras
 from scene.cameras import Camera
 

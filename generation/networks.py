@@ -14,6 +14,7 @@ Shapes: S sets, V frames, C channels, L tokens of context.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,6 +97,13 @@ def camera_of_numbers(numbers: Tensor, size: int) -> Camera:
     return Camera(torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]]), c2w, size, size)
 
 
+def resized(images: Tensor, size: int) -> Tensor:
+    """Pictures [N, 3, H, W] at size x size, smoothed where they shrink; differentiable."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, head: int) -> Tensor:
     """softmax(q k^T / sqrt(head)) v by heads of `head` channels. q: [B, T, C]; k, v: [B, L, C]. Returns [B, T, C].
 
@@ -117,7 +125,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def _silent(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+def silent(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     """A layer that gives zeros at first, so that its block begins as the identity."""
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
@@ -160,42 +168,52 @@ class TextLayer(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions; the time, the camera and the caption scale and shift between them (FiLM)."""
+    """Two convolutions; what is known of the frame scales and shifts between them (FiLM), where anything is."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = group_norm(channels_in), group_norm(channels)
         self.conv_1 = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.conv_2 = _silent(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv_2 = silent(nn.Conv2d(channels, channels, 3, padding=1))
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
         self.channels = channels
 
-    def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        scale, shift = film[:, :, None, None].chunk(2, 1)
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        """x: [S V, C, h, w].  film: [S V, 2 C] scales and shifts."""
+        h = self.norm_2(self.conv_1(F.silu(self.norm_1(x))))
+        if film is not None:
+            scale, shift = film[:, :, None, None].chunk(2, 1)
+            h = torch.addcmul(shift, h, 1 + scale)
         return self.skip(x) + self.conv_2(F.silu(h))
 
 
 class ViewAttention(nn.Module):
-    """Attention over all pixels of all frames of a set, then from them to the context, then a feed-forward network."""
+    """Attention over all pixels of all frames of a set, then from them to the context, then a feed-forward network.
 
-    def __init__(self, channels: int, head: int) -> None:
+    context: whether there is one to attend to.
+    """
+
+    def __init__(self, channels: int, head: int, context: bool = True) -> None:
         super().__init__()
         self.channels, self.head = channels, head
-        self.norm_1, self.norm_2, self.norm_3 = (nn.LayerNorm(channels) for _ in range(3))
-        self.qkv, self.out_1 = nn.Linear(channels, 3 * channels), _silent(nn.Linear(channels, channels))
-        self.q, self.out_2 = nn.Linear(channels, channels), _silent(nn.Linear(channels, channels))
-        self.mlp_in, self.mlp_out = nn.Linear(channels, 2 * channels), _silent(nn.Linear(2 * channels, channels))
+        self.norm_1 = nn.LayerNorm(channels)
+        if context:
+            self.norm_2 = nn.LayerNorm(channels)
+        self.norm_3 = nn.LayerNorm(channels)
+        self.qkv, self.out_1 = nn.Linear(channels, 3 * channels), silent(nn.Linear(channels, channels))
+        if context:
+            self.q, self.out_2 = nn.Linear(channels, channels), silent(nn.Linear(channels, channels))
+        self.mlp_in, self.mlp_out = nn.Linear(channels, 2 * channels), silent(nn.Linear(2 * channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, frames: int) -> Tensor:
         """x: [S V, C, h, w].  context: [S, L, 2 C] keys and values."""
         n, c, height, width = x.shape
         tokens = x.permute(0, 2, 3, 1).reshape(n // frames, frames * height * width, c)  # no copy in channels_last
         q, k, v = self.qkv(self.norm_1(tokens)).chunk(3, -1)
         tokens = tokens + self.out_1(attend(q, k, v, self.head))
-        k, v = context.chunk(2, -1)
-        tokens = tokens + self.out_2(attend(self.q(self.norm_2(tokens)), k, v, self.head))
+        if context is not None:
+            k, v = context.chunk(2, -1)
+            tokens = tokens + self.out_2(attend(self.q(self.norm_2(tokens)), k, v, self.head))
         tokens = tokens + self.mlp_out(F.gelu(self.mlp_in(self.norm_3(tokens)), approximate="tanh"))
         return tokens.reshape(n, height, width, c).permute(0, 3, 1, 2)
 
@@ -203,10 +221,73 @@ class ViewAttention(nn.Module):
 class Stage(nn.Module):
     """A residual block, with attention after it where the level has it."""
 
-    def __init__(self, channels_in: int, channels: int, attention: bool, head: int) -> None:
+    def __init__(self, channels_in: int, channels: int, attention: bool, head: int, context: bool = True) -> None:
         super().__init__()
         self.block = ResBlock(channels_in, channels)
-        self.attention = ViewAttention(channels, head) if attention else None
+        self.attention = ViewAttention(channels, head, context) if attention else None
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The parts of a U-Net between its first and its last convolution, in the order in which they are applied."""
+
+    down: nn.ModuleList
+    up: nn.ModuleList
+    coarser: nn.ModuleList
+    finer: nn.ModuleList
+    middle: nn.ModuleList
+
+
+def u_net_levels(
+    channels: Sequence[int], attention: Sequence[bool], blocks: int, head: int, *, context: bool = True
+) -> Levels:
+    """Fresh stages: `blocks` of each level on the way down, one more on the way up, two in the middle.
+
+    channels, attention: by level, the finest first.  context: whether attention also looks at one.
+    """
+    down, up, coarser, finer = (nn.ModuleList() for _ in range(4))
+    kept, current = [channels[0]], channels[0]
+    for level, c in enumerate(channels):
+        for _ in range(blocks):
+            down.append(Stage(current, c, attention[level], head, context))
+            current = c
+            kept.append(c)
+        if level + 1 < len(channels):
+            coarser.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+            kept.append(c)
+    middle = nn.ModuleList([Stage(current, current, True, head, context), Stage(current, current, False, 1)])
+    for level, c in reversed(list(enumerate(channels))):
+        for _ in range(blocks + 1):
+            up.append(Stage(current + kept.pop(), c, attention[level], head, context))
+            current = c
+        if level > 0:
+            finer.append(nn.Conv2d(c, c, 3, padding=1))
+    return Levels(down, up, coarser, finer, middle)
+
+
+def through_levels(h: Tensor, parts: Levels, apply: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+    """From the first convolution to the last: down, middle, and up with the maps that were kept.
+
+    h: [S V, channels of the finest level, h, w].  apply: a stage on its input.
+    """
+    levels = len(parts.coarser) + 1
+    blocks = len(parts.down) // levels
+    kept, down, up = [h], iter(parts.down), iter(parts.up)
+    for level in range(levels):
+        for _ in range(blocks):
+            h = apply(next(down), h)
+            kept.append(h)
+        if level + 1 < levels:
+            h = parts.coarser[level](h)
+            kept.append(h)
+    for stage in parts.middle:
+        h = apply(stage, h)
+    for level in range(levels):
+        for _ in range(blocks + 1):
+            h = apply(next(up), torch.cat([h, kept.pop()], 1))
+        if level + 1 < levels:
+            h = parts.finer[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+    return h
 
 
 class MultiViewUNet(nn.Module):
@@ -223,24 +304,11 @@ class MultiViewUNet(nn.Module):
         self.said = nn.Linear(layout.context, e)
         patch_channels = 3 * layout.patch**2
         self.conv_in = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
-        self.down, self.up, self.coarser, self.finer = (nn.ModuleList() for _ in range(4))
-        kept, current = [channels[0]], channels[0]
-        for level, c in enumerate(channels):
-            for _ in range(layout.blocks):
-                self.down.append(Stage(current, c, layout.attention[level], layout.head))
-                current = c
-                kept.append(c)
-            if level + 1 < len(channels):
-                self.coarser.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
-                kept.append(c)
-        self.middle = nn.ModuleList([Stage(current, current, True, layout.head), Stage(current, current, False, 1)])
-        for level, c in reversed(list(enumerate(channels))):
-            for _ in range(layout.blocks + 1):
-                self.up.append(Stage(current + kept.pop(), c, layout.attention[level], layout.head))
-                current = c
-            if level > 0:
-                self.finer.append(nn.Conv2d(c, c, 3, padding=1))
-        self.norm_out, self.conv_out = group_norm(current), _silent(nn.Conv2d(current, patch_channels, 3, padding=1))
+        parts = u_net_levels(channels, layout.attention, layout.blocks, layout.head)
+        self.down, self.up, self.coarser, self.finer = parts.down, parts.up, parts.coarser, parts.finer
+        self.middle = parts.middle
+        self.norm_out = group_norm(channels[0])
+        self.conv_out = silent(nn.Conv2d(channels[0], patch_channels, 3, padding=1))
         stages = [stage for stage in self.modules() if isinstance(stage, Stage)]
         # One product each for the FiLM of all blocks and for the keys and values of all attentions.
         self.film = nn.Linear(e, sum(2 * stage.block.channels for stage in stages))
@@ -259,30 +327,11 @@ class MultiViewUNet(nn.Module):
         e = e + self.camera(given.cameras.flatten(0, 1)) * given.cameras_known.flatten()[:, None]
         e = e + self.said(pooled).repeat_interleave(frames, 0)
         x = F.pixel_unshuffle(z_t.flatten(0, 1), self.layout.patch).contiguous(memory_format=torch.channels_last)
-        h = self._through(self.conv_in(x), _Conditions(self, e, tokens, frames))
+        parts = Levels(self.down, self.up, self.coarser, self.finer, self.middle)
+        h = through_levels(self.conv_in(x), parts, _Conditions(self, e, tokens, frames).apply)
         with torch.autocast(h.device.type, enabled=False):  # what is divided by t afterwards is not rounded to 8 bits
             out = self.conv_out(F.silu(self.norm_out(h.float())))
         return F.pixel_shuffle(out, self.layout.patch).unflatten(0, (sets, frames))[:, :views]
-
-    def _through(self, h: Tensor, given: _Conditions) -> Tensor:
-        """From the first convolution to the last: down, middle and up with the kept maps."""
-        kept, down, up = [h], iter(self.down), iter(self.up)
-        levels = len(self.layout.channels)
-        for level in range(levels):
-            for _ in range(self.layout.blocks):
-                h = given.apply(next(down), h)
-                kept.append(h)
-            if level + 1 < levels:
-                h = self.coarser[level](h)
-                kept.append(h)
-        for stage in self.middle:
-            h = given.apply(stage, h)
-        for level in range(levels):
-            for _ in range(self.layout.blocks + 1):
-                h = given.apply(next(up), torch.cat([h, kept.pop()], 1))
-            if level + 1 < levels:
-                h = self.finer[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return h
 
 
 class _Conditions:

@@ -18,6 +18,7 @@ from generation.captions import PAD, PLAIN, Caption, sample_caption, tokenize
 from generation.networks import camera_numbers
 from generation.object_render import render_objects
 from generation.objects import make_object
+from generation.shapes import ObjectModel
 from generation.views import VIEW_WORDS, azimuth_of, elevation_of, sample_orthogonal, view_words
 from scene.cameras import Camera
 from scene.checkpoints import read_checkpoint, write_checkpoint
@@ -25,6 +26,7 @@ from scene.errors import InputError
 
 SETS, VIEWS = 2, 4
 PART = 256  # objects of one file
+TENSORS = ("rgba", "depth", "cameras", "view", "words")
 RAYS = 2  # along a pixel's side, so that edges are as soft as a rendered field's
 HELD_OUT_PART = 1 << 19  # numbers of parts from here on hold held-out combinations
 
@@ -33,12 +35,14 @@ HELD_OUT_PART = 1 << 19  # numbers of parts from here on hold held-out combinati
 class PriorData:
     """N objects; on any device.
 
-    rgba: [N, SETS, VIEWS, 4, h, w] uint8, straight colours.  cameras: [N, SETS, VIEWS, 16] by `camera_numbers`.
+    rgba: [N, SETS, VIEWS, 4, h, w] uint8, straight colours.  depth: [N, SETS, VIEWS, h, w] float16, z in the camera of
+    what is hit, 0 where nothing is.  cameras: [N, SETS, VIEWS, 16] by `camera_numbers`.
     view: [N, SETS, VIEWS] int64, index into VIEW_WORDS.  words: [N, SETS, TOKENS] int64.  meanings: what the captions
     say, without prefix and synonyms; ids [N] int64 number them, kinds name the first thing of each.
     """
 
     rgba: Tensor
+    depth: Tensor
     cameras: Tensor
     view: Tensor
     words: Tensor
@@ -57,18 +61,14 @@ class PriorData:
 
     def to(self, device: torch.device) -> PriorData:
         """The same on another device."""
-        rgba, cameras, view, words = (tensor.to(device) for tensor in self._tensors())
-        return PriorData(rgba, cameras, view, words, self.texts, self.meanings, self.kinds)
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
     def select(self, rows: Sequence[int]) -> PriorData:
         """Some of the objects."""
         index = torch.tensor(list(rows), device=self.rgba.device)
         texts, meanings, kinds = (tuple(names[i] for i in rows) for names in (self.texts, self.meanings, self.kinds))
-        rgba, cameras, view, words = (tensor[index] for tensor in self._tensors())
-        return PriorData(rgba, cameras, view, words, texts, meanings, kinds)
-
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.rgba, self.cameras, self.view, self.words
+        tensors = {name: getattr(self, name)[index] for name in TENSORS}
+        return replace(self, **tensors, texts=texts, meanings=meanings, kinds=kinds)
 
 
 def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -82,10 +82,40 @@ def make_part(number: int, size: int, seed: int, count: int = PART, device: torc
 
     device: where pictures are made; all that comes back is on the CPU.
     """
+    drawn = draw_part(number, size, seed, count)
+    captions, cameras = drawn.captions, drawn.cameras
+    pictures = render_objects([model.to(device) for model in drawn.objects], cameras, samples=RAYS)
+    rgba = torch.cat([pictures.rgb, pictures.alpha], dim=2).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    shape = (count, SETS, VIEWS)
+    return PriorData(
+        rgba.unflatten(1, (SETS, VIEWS)),
+        pictures.depth[:, :, 0].half().cpu().unflatten(1, (SETS, VIEWS)),
+        torch.stack([camera_numbers(camera) for each in cameras for camera in each]).view(*shape, -1),
+        torch.tensor([_view(camera) for each in cameras for camera in each]).view(shape),
+        torch.tensor([tokenize(text) for text in drawn.texts]).view(count, SETS, -1),
+        drawn.texts[::SETS],
+        tuple(replace(caption, prefix=None).text() for caption in captions),
+        tuple(caption.phrase.noun for caption in captions),
+    )
+
+
+@dataclass(frozen=True)
+class DrawnPart:
+    """What the pictures of a part are made of: captions, SETS texts of each, objects, SETS x VIEWS cameras of each."""
+
+    captions: tuple[Caption, ...]
+    texts: tuple[str, ...]
+    objects: tuple[ObjectModel, ...]
+    cameras: tuple[tuple[Camera, ...], ...]
+
+
+def draw_part(number: int, size: int, seed: int, count: int) -> DrawnPart:
+    """The first `count` objects of part `number`, on the CPU, the same whenever they are drawn."""
     generator = torch.Generator().manual_seed((seed << 20) + number)
     captions: list[Caption] = []
     texts: list[str] = []
-    objects, cameras = [], []
+    objects: list[ObjectModel] = []
+    cameras: list[tuple[Camera, ...]] = []
     for _ in range(count):
         if number >= HELD_OUT_PART:
             caption = sample_caption(generator, True, PLAIN)
@@ -93,20 +123,10 @@ def make_part(number: int, size: int, seed: int, count: int = PART, device: torc
             caption = sample_caption(generator, False)
         captions.append(caption)
         texts += [caption.text(generator) for _ in range(SETS)]
-        objects.append(make_object(caption, generator).to(device))
-        cameras.append([camera for _ in range(SETS) for camera in sample_orthogonal(generator, size, count=VIEWS)])
-    pictures = render_objects(objects, cameras, samples=RAYS)
-    rgba = torch.cat([pictures.rgb, pictures.alpha], dim=2).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
-    shape = (count, SETS, VIEWS)
-    return PriorData(
-        rgba.unflatten(1, (SETS, VIEWS)),
-        torch.stack([camera_numbers(camera) for each in cameras for camera in each]).view(*shape, -1),
-        torch.tensor([_view(camera) for each in cameras for camera in each]).view(shape),
-        torch.tensor([tokenize(text) for text in texts]).view(count, SETS, -1),
-        tuple(texts[::SETS]),
-        tuple(replace(caption, prefix=None).text() for caption in captions),
-        tuple(caption.phrase.noun for caption in captions),
-    )
+        objects.append(make_object(caption, generator))
+        sets = [sample_orthogonal(generator, size, count=VIEWS) for _ in range(SETS)]
+        cameras.append(tuple(camera for each in sets for camera in each))
+    return DrawnPart(tuple(captions), tuple(texts), tuple(objects), tuple(cameras))
 
 
 def _view(camera: Camera) -> int:
@@ -140,7 +160,7 @@ def objects_of(number: int, objects: int, held_out: int) -> int:
 
 def write_part(folder: Path, number: int, data: PriorData, size: int, seed: int) -> None:
     """Keep a part."""
-    tensors = {"rgba": data.rgba, "cameras": data.cameras, "view": data.view, "words": data.words}
+    tensors = {name: getattr(data, name) for name in TENSORS}
     state = {"size": size, "seed": seed, "texts": data.texts, "meanings": data.meanings, "kinds": data.kinds}
     folder.mkdir(exist_ok=True)
     write_checkpoint(part_file(folder, number), tensors, state, 0)
@@ -158,8 +178,9 @@ def read_parts(folder: Path, count: int, size: int, seed: int, *, held_out: bool
         if state.get("size") != size or state.get("seed") != seed:
             raise InputError(f"{path} is of another data set (size {state.get('size')}, seed {state.get('seed')})")
         texts, meanings, kinds = (tuple(state[name]) for name in ("texts", "meanings", "kinds"))
-        pixels = (tensors["rgba"], tensors["cameras"], tensors["view"], tensors["words"])
-        parts.append(PriorData(*pixels, texts, meanings, kinds))
+        if set(tensors) != set(TENSORS):
+            raise InputError(f"{path} was made by another version; start again in a new --out")
+        parts.append(PriorData(**tensors, texts=texts, meanings=meanings, kinds=kinds))
     if not parts:
         raise InputError(f"{folder} holds no part of the data set; make it first")
     data = _joined(parts)
@@ -168,13 +189,10 @@ def read_parts(folder: Path, count: int, size: int, seed: int, *, held_out: bool
 
 def _joined(parts: Sequence[PriorData]) -> PriorData:
     return PriorData(
-        torch.cat([part.rgba for part in parts]),
-        torch.cat([part.cameras for part in parts]),
-        torch.cat([part.view for part in parts]),
-        torch.cat([part.words for part in parts]),
-        tuple(text for part in parts for text in part.texts),
-        tuple(meaning for part in parts for meaning in part.meanings),
-        tuple(kind for part in parts for kind in part.kinds),
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS},
+        texts=tuple(text for part in parts for text in part.texts),
+        meanings=tuple(meaning for part in parts for meaning in part.meanings),
+        kinds=tuple(kind for part in parts for kind in part.kinds),
     )
 
 

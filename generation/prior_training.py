@@ -1,5 +1,7 @@
 """Training of the embedded networks from seeds: CLIP-G and CLIP-S, then the multi-view rectified flow.
 
+LGM-tiny is trained by the same `Trainer`, with the loss of `lgm_training.py`.
+
     z_t = (1 - t) x + t e,   t = sigmoid(N(0.2, 1.2)),   loss = mean | (network(z_t, t, given) - x) / max(t, 0.05) |^2
 
 which is the error of the velocity e - x, while the network predicts x (see `networks.py`). The views of a set share t.
@@ -18,18 +20,20 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from generation import clip, networks
+from generation import clip, lgm, networks
 from generation.adam_state import adam_tensors, restore_adam
 from generation.captions import PAD
 from generation.clip import Clip, ClipLayout, contrastive_loss
-from generation.networks import Given, Layout, MultiViewUNet, update_average, velocity_of
+from generation.lgm import LgmLayout
+from generation.networks import Given, Layout, update_average, velocity_of
 from generation.object_render import sample_backgrounds
 from generation.prior_data import SETS, VIEWS, PriorData, over_background, view_tokens
+from generation.prior_weights import network_of
 from scene.errors import InputError, Interrupted
 from scene.runs import StepReport
 
@@ -46,29 +50,60 @@ REPORT_SECONDS = 1.0
 class Recipe:
     """Everything that a size of the networks is trained with.
 
-    clip_steps, clip_batch: of either CLIP network, pictures.  steps, batch: of the prior, sets.  rate: learning rate
-    after `warm_up` steps; it falls as a cosine.  average: decay of the weights' moving average.
+    clip_steps, clip_batch: of either CLIP network, pictures.  steps, batch: of the prior, sets.  lgm_steps, lgm_batch:
+    of LGM-tiny, objects.  rate: learning rate after `warm_up` steps; it falls as a cosine.  average: decay of the
+    weights' moving average.
     """
 
     layout: Layout
     guide: ClipLayout
     scorer: ClipLayout
+    lgm: LgmLayout
     objects: int
     held_out: int
     clip_steps: int
     clip_batch: int
     steps: int
     batch: int
+    lgm_steps: int
+    lgm_batch: int
     clip_rate: float = 1e-3
     rate: float = 6e-4
+    lgm_rate: float = 4e-4
     warm_up: int = 200
     average: float = 0.9995
 
 
 RECIPES: dict[str, Recipe] = {
-    "cpu": Recipe(networks.CPU_LAYOUT, clip.CPU_GUIDE, clip.CPU_SCORER, 20_000, 256, 5_000, 96, 14_000, 32),
+    "cpu": Recipe(
+        networks.CPU_LAYOUT,
+        clip.CPU_GUIDE,
+        clip.CPU_SCORER,
+        lgm.CPU_LGM,
+        objects=20_000,
+        held_out=256,
+        clip_steps=5_000,
+        clip_batch=96,
+        steps=14_000,
+        batch=32,
+        lgm_steps=2_500,
+        lgm_batch=4,
+        lgm_rate=1e-3,
+    ),
     "gpu": Recipe(
-        networks.GPU_LAYOUT, clip.GPU_GUIDE, clip.GPU_SCORER, 40_000, 512, 3_000, 2048, 9_000, 256, warm_up=500
+        networks.GPU_LAYOUT,
+        clip.GPU_GUIDE,
+        clip.GPU_SCORER,
+        lgm.GPU_LGM,
+        objects=40_000,
+        held_out=512,
+        clip_steps=3_000,
+        clip_batch=2048,
+        steps=9_000,
+        batch=256,
+        lgm_steps=12_000,
+        lgm_batch=64,
+        warm_up=500,
     ),
 }
 
@@ -190,15 +225,11 @@ def train(trainer: Trainer, loss_of: Callable[[Trainer], Tensor], pace: Pace, ho
     hooks.save(trainer.checkpoint())
 
 
-def new_network(kind: Literal["prior", "clip"], layout: Layout | ClipLayout, seed: int) -> nn.Module:
-    """Fresh weights from a seed, without touching torch's own random numbers."""
+def new_network(layout: Layout | ClipLayout | LgmLayout, seed: int) -> nn.Module:
+    """Fresh weights of the network of a layout from a seed, without touching torch's own random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if kind == "prior":
-            assert isinstance(layout, Layout)
-            return MultiViewUNet(layout)
-        assert isinstance(layout, ClipLayout)
-        return Clip(layout)
+        return network_of(layout)
 
 
 def clip_loss(data: PriorData, rows: Tensor, batch: int) -> Callable[[Trainer], Tensor]:
@@ -263,7 +294,7 @@ def draw_batch(data: PriorData, guide: Clip, batch: int, generator: torch.Genera
     chosen = torch.randint(len(data), (batch,), generator=generator).to(device)
     which = torch.randint(SETS, (batch,), generator=generator).to(device)
     single, pictured = bool(chance(SINGLE_VIEWS)), not bool(chance(DROP_PICTURE))
-    behind = _backgrounds(generator, batch).to(device)
+    behind = draw_backgrounds(generator, batch).to(device)
     clean = over_background(data.rgba[chosen, which], behind)
     words = data.words[chosen, which]
     words = words.masked_fill(chance(DROP_CAPTION, batch, 1), PAD)
@@ -291,7 +322,7 @@ def _with_picture(
     """Adds a view of the objects' other sets, over a background of its own, with or without its camera."""
     count, device = len(chosen), data.rgba.device
     view = torch.randint(VIEWS, (count,), generator=generator).to(device)
-    behind = _backgrounds(generator, count)[:, 0].to(device)
+    behind = draw_backgrounds(generator, count)[:, 0].to(device)
     known = (torch.rand(count, generator=generator) >= DROP_REFERENCE_CAMERA).float().to(device)
     picture = over_background(data.rgba[chosen, which, view], behind)
     with torch.no_grad():
@@ -300,7 +331,7 @@ def _with_picture(
     return replace(given, features=features, reference=picture, reference_camera=camera, reference_known=known)
 
 
-def _backgrounds(generator: torch.Generator, count: int) -> Tensor:
+def draw_backgrounds(generator: torch.Generator, count: int) -> Tensor:
     """[count, 1, 3, 1, 1]: white for half of the sets."""
     white = torch.rand(count, 1, 1, 1, 1, generator=generator) < WHITE
     return torch.where(white, 1.0, sample_backgrounds(generator, count))

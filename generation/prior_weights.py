@@ -13,24 +13,26 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from generation.captions import VOCABULARY, vocabulary_hash
 from generation.clip import Clip, ClipLayout
+from generation.lgm import LgmLayout, LgmNetwork
 from generation.networks import Layout, MultiViewUNet
 from scene.errors import InputError
 from scene.files import replacing
 from scene.untrusted import map_bytes, parse_json
 
 PRIOR_FILE, GUIDE_FILE, SCORER_FILE = "prior.safetensors", "clip_guide.safetensors", "clip_scorer.safetensors"
+LGM_FILE = "lgm.safetensors"
 MAX_BYTES = 512 << 20
 MAX_HEADER_BYTES = 4 << 20
 MAX_NUMBER, MAX_LEVELS = 4096, 8  # of a layout; larger ones are no networks of ours
-Kind = Literal["prior", "clip_guide", "clip_scorer"]
-L = TypeVar("L", Layout, ClipLayout)
+Kind = Literal["prior", "clip_guide", "clip_scorer", "lgm"]
+AnyLayout = Layout | ClipLayout | LgmLayout
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -39,7 +41,7 @@ class About:
     """What is kept with weights. metrics: scores by name; numbers only."""
 
     kind: Kind
-    layout: Layout | ClipLayout
+    layout: AnyLayout
     data_seed: int
     commit: str
     metrics: Mapping[str, float]
@@ -73,23 +75,40 @@ def save_weights(path: Path, network: nn.Module, about: About) -> None:
 
 def load_prior_network(path: Path) -> tuple[MultiViewUNet, About]:
     """The denoiser of a prior's file, frozen. Raises InputError where the file does not hold exactly that."""
-    data, header, about = _opened(path, "prior", Layout)
-    assert isinstance(about.layout, Layout)
-    with torch.device("meta"):
-        network = MultiViewUNet(about.layout)
-    return _filled(network, data, header, path), about
+    network, about = _loaded(path, "prior", Layout)
+    assert isinstance(network, MultiViewUNet)
+    return network, about
 
 
 def load_clip(path: Path, kind: Literal["clip_guide", "clip_scorer"]) -> tuple[Clip, About]:
     """A CLIP network of a file, frozen; the one that scores is never taken for the one that guides."""
-    data, header, about = _opened(path, kind, ClipLayout)
-    assert isinstance(about.layout, ClipLayout)
+    network, about = _loaded(path, kind, ClipLayout)
+    assert isinstance(network, Clip)
+    return network, about
+
+
+def load_lgm(path: Path) -> tuple[LgmNetwork, About]:
+    """LGM-tiny of a file, frozen."""
+    network, about = _loaded(path, "lgm", LgmLayout)
+    assert isinstance(network, LgmNetwork)
+    return network, about
+
+
+def network_of(layout: AnyLayout) -> nn.Module:
+    """The network of a layout, with torch's own random numbers for weights."""
+    if isinstance(layout, Layout):
+        return MultiViewUNet(layout)
+    return Clip(layout) if isinstance(layout, ClipLayout) else LgmNetwork(layout)
+
+
+def _loaded(path: Path, kind: Kind, layout: type[AnyLayout]) -> tuple[nn.Module, About]:
+    data, header, about = _opened(path, kind, layout)
     with torch.device("meta"):
-        network = Clip(about.layout)
+        network = network_of(about.layout)
     return _filled(network, data, header, path), about
 
 
-def _opened(path: Path, kind: Kind, layout: type[L]) -> tuple[bytes, dict[str, Any], About]:
+def _opened(path: Path, kind: Kind, layout: type[AnyLayout]) -> tuple[bytes, dict[str, Any], About]:
     """Bytes, tensors' entries and description of a file of weights."""
     data = bytes(map_bytes(path, MAX_BYTES)[:])
     if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
@@ -101,7 +120,7 @@ def _opened(path: Path, kind: Kind, layout: type[L]) -> tuple[bytes, dict[str, A
         raise InputError(f"{path} is cut short or no safetensors file ({len(data):,} bytes); fetch it again")
     header = parse_json(data[8 : 8 + length], path, unique=True)
     meta = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(meta, dict) or meta.get("maquette") not in ("prior", "clip_guide", "clip_scorer"):
+    if not isinstance(meta, dict) or meta.get("maquette") not in get_args(Kind):
         raise InputError(f"{path} holds no weights of Maquette's own prior; expected what maquette train-prior wrote")
     if meta["maquette"] != kind:
         raise InputError(f"{path} holds the weights of a {meta['maquette']}; expected those of a {kind}")
@@ -116,7 +135,7 @@ def _opened(path: Path, kind: Kind, layout: type[L]) -> tuple[bytes, dict[str, A
         raise InputError(f"{path} does not describe its weights as this version does ({error!s:.80})") from error
 
 
-def _about(meta: Mapping[str, Any], kind: Kind, layout: type[L], path: Path) -> About:
+def _about(meta: Mapping[str, Any], kind: Kind, layout: type[AnyLayout], path: Path) -> About:
     values = parse_json(meta["architecture"], path, finite=True, unique=True)
     fields = {field.name: type(field.default) for field in dataclasses.fields(layout)}
     if set(values) != set(fields):
@@ -135,19 +154,20 @@ def _about(meta: Mapping[str, Any], kind: Kind, layout: type[L], path: Path) -> 
     return About(kind, built, int(meta["data_seed"]), str(meta["commit"]), metrics)
 
 
-def _check_layout(layout: Layout | ClipLayout) -> None:
+def _check_layout(layout: AnyLayout) -> None:
     """Raise ValueError for numbers that no network can be made with."""
-    least = min(*layout.channels, layout.head, layout.size, layout.words - len(VOCABULARY) + 1)
-    if least < 1:
-        raise ValueError("an architecture with a size of 0, or fewer words than there are")
-    if isinstance(layout, Layout):
+    if min(*layout.channels, layout.head, layout.size) < 1:
+        raise ValueError("an architecture with a size of 0")
+    if not isinstance(layout, LgmLayout) and (layout.words < len(VOCABULARY) or layout.text_layers > MAX_LEVELS):
+        raise ValueError("an architecture with fewer words than there are, or too many layers of text")
+    if isinstance(layout, Layout) and min(layout.context, layout.image) < 1:
+        raise ValueError("an architecture with a size of 0")
+    if not isinstance(layout, ClipLayout):
         coarsest = layout.patch << (len(layout.channels) - 1)
         if len(layout.attention) != len(layout.channels) or not layout.patch > 0 or layout.size % coarsest:
             raise ValueError("an architecture whose levels do not fit its size")
-        if min(layout.context, layout.views, layout.image, layout.blocks) < 1 or layout.blocks > MAX_LEVELS:
+        if min(layout.views, layout.blocks) < 1 or layout.blocks > MAX_LEVELS:
             raise ValueError("an architecture with a size of 0, or too many blocks")
-    if layout.text_layers > MAX_LEVELS:
-        raise ValueError(f"an architecture with {layout.text_layers} layers of text")
 
 
 def _filled(network: N, data: bytes, header: Mapping[str, Any], path: Path) -> N:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from generation.captions import PAD, TOKENS, UNKNOWN, parse, tokenize
 from generation.clip import Clip
-from generation.networks import CAMERA_NUMBERS, Given, MultiViewUNet, camera_numbers, velocity_of
+from generation.networks import CAMERA_NUMBERS, Given, MultiViewUNet, camera_numbers, resized, velocity_of
 from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, About, load_clip, load_prior_network
 from generation.priors import Condition, Place, Process, noise_of_velocity, process_levels
 from scene.errors import InputError
@@ -195,13 +194,6 @@ def tokens_of(text: str | None) -> tuple[int, ...]:
     if tokens[-1] != PAD:
         raise InputError(f"a caption may have {TOKENS} words, got more in {text[:80]!r}; shorten it")
     return tuple(tokens[:TOKENS])
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """Pictures [N, 3, H, W] at size x size, smoothed where they shrink; differentiable."""
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _joined(each: Sequence[Given]) -> Given:

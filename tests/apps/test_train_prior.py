@@ -18,14 +18,23 @@ from safetensors.torch import load_file
 from apps import cli, train_prior
 from apps.console import PRIOR_STAGES
 from apps.signals import StopSignal
-from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, load_clip, load_prior_network
+from generation.prior_weights import (
+    GUIDE_FILE,
+    LGM_FILE,
+    PRIOR_FILE,
+    SCORER_FILE,
+    load_clip,
+    load_lgm,
+    load_prior_network,
+)
 from generation.trained_prior import TrainedPrior
 from scene.errors import Interrupted
 from scene.runs import EVENT_KEYS, read_events
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--objects", "8", "--judged", "2", "--clip-steps", "2", "--steps", "6", "--batch", "2", "--device", "cpu")
-FILES = (PRIOR_FILE, GUIDE_FILE, SCORER_FILE)
+FEW = ("--objects", "8", "--judged", "2", "--batch", "2", "--lgm-batch", "1", "--device", "cpu")
+TINY = (*FEW, "--clip-steps", "2", "--steps", "6", "--lgm-steps", "2")
+FILES = (PRIOR_FILE, GUIDE_FILE, SCORER_FILE, LGM_FILE)
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +77,21 @@ def test_it_leaves_weights_with_their_scores_and_pictures_to_look_at(whole: Path
     scorer = load_clip(whole / SCORER_FILE, "clip_scorer")[1]
     assert scorer.layout != load_clip(whole / GUIDE_FILE, "clip_guide")[1].layout
     progress = json.loads((whole / "progress.json").read_text())
-    assert list(progress["stages"]) == ["data", "clip_guide", "clip_scorer", "prior", "judge"]
-    assert len(progress["decisions"]) == 3
+    assert list(progress["stages"]) == ["data", "clip_guide", "clip_scorer", "lgm", "prior", "judge"]
+    assert len(progress["decisions"]) == 4
+    lgm = load_lgm(whole / LGM_FILE)[1].metrics
+    assert {
+        "objects",
+        "steps",
+        "loss",
+        "psnr",
+        "seen_psnr",
+        "blank_psnr",
+        "gaussians",
+        "chamfer",
+        "true_chamfer",
+    } == set(lgm)
+    assert f"{lgm['psnr']:.1f} dB" in progress["decisions"][0]
 
 
 def test_an_unproven_scorer_is_called_so() -> None:
@@ -84,7 +106,7 @@ def test_events_say_stage_step_and_time_left(whole: Path) -> None:
     events = read_events(whole / "events.jsonl")
     assert all(set(event) == {*EVENT_KEYS, "stage"} for event in events)
     stages = list(dict.fromkeys(event["stage"] for event in events))
-    assert stages == ["data", "clip_guide", "clip_scorer", "prior", "judge"] == list(PRIOR_STAGES)
+    assert stages == ["data", "clip_guide", "clip_scorer", "lgm", "prior", "judge"] == list(PRIOR_STAGES)
     last = [event for event in events if event["stage"] == "prior" and event["step"] is not None][-1]
     assert (last["step"], last["steps"], last["eta_s"]) == (6, 6, 0)
     assert last["loss"] > 0
@@ -105,7 +127,7 @@ class StopAfter(StopSignal):
 
 def test_a_stopped_training_goes_on_and_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
-    for calls in (3, 4, 10**6):  # in the first step of the scorer, in the third of the prior, never
+    for calls in (3, 2, 4, 10**6):  # in the first step of the scorer and of LGM-tiny, the third of the prior, never
         request = train_prior.asked(["--out", str(out), "--resume", *TINY])
         if calls < 10**6:
             with pytest.raises(Interrupted, match="--resume"):
@@ -138,6 +160,19 @@ def test_a_killed_training_goes_on_and_gives_the_same_weights(whole: Path, tmp_p
     assert same(whole, out)
 
 
+def test_lgm_can_be_trained_alone_first_and_the_rest_later(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "alone"
+    with pytest.raises(Interrupted, match="--stage lgm --resume"):
+        train_prior.train_prior(train_prior.asked(["--out", str(out), "--stage", "lgm", *TINY]), StopAfter(3))
+    train_prior.main(["--out", str(out), "--stage", "lgm", "--resume"])
+    assert capsys.readouterr().err.rstrip().endswith(LGM_FILE)
+    assert sorted(path.name for path in out.glob("*.safetensors")) == [GUIDE_FILE, LGM_FILE]
+    train_prior.main(["--out", str(out), "--resume"])
+    assert same(whole, out)
+
+
 def test_json_lines_are_all_that_stdout_gets(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train_prior.main(["--out", str(whole), "--resume", "--json"])  # nothing is left to do
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
@@ -150,6 +185,8 @@ def test_json_lines_are_all_that_stdout_gets(whole: Path, capfd: pytest.CaptureF
         (("--max-minutes", "0"), "--max-minutes must be positive"),
         (("--max-minutes", "nan"), "--max-minutes must be positive"),
         (("--steps", "0"), "--steps must lie between"),
+        (("--lgm-batch", "0"), "--lgm-batch must lie between"),
+        (("--stage", "clip"), "stage"),
         (("--objects", "1"), "--objects"),
         (("--judged", "1"), "--judged"),
         (("--seed", "-1"), "--seed"),
@@ -198,6 +235,6 @@ class _Entered(StopAfter):
 def test_a_time_limit_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "short"
     began = time.process_time()
-    train_prior.main(["--out", str(out), *TINY[:4], "--batch", "2", "--device", "cpu", "--max-minutes", "0.1"])
+    train_prior.main(["--out", str(out), *FEW, "--max-minutes", "0.1"])
     assert load_prior_network(out / PRIOR_FILE)[1].metrics["steps"] >= 1
     assert time.process_time() - began < 60  # it may be started on a busy machine; work is what is limited

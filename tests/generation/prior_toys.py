@@ -37,13 +37,13 @@ def lively(network: N, seed: int = 0, size: float = 0.2) -> N:
 
 def toy_network(layout: Layout = TOY_LAYOUT, seed: int = 0) -> MultiViewUNet:
     """Lively and frozen."""
-    network = new_network("prior", layout, seed)
+    network = new_network(layout, seed)
     assert isinstance(network, MultiViewUNet)
     return lively(network).eval().requires_grad_(False)
 
 
 def toy_guide(seed: int = 0) -> Clip:
-    network = new_network("clip", TOY_GUIDE, seed)
+    network = new_network(TOY_GUIDE, seed)
     assert isinstance(network, Clip)
     return network.eval().requires_grad_(False)
 
@@ -73,4 +73,5 @@ def toy_data() -> PriorData:
     words = torch.tensor([tokenize(text) for text in texts])[:, None].expand(-1, SETS, -1)
     view = torch.tensor([0, 1, 2, 1]).expand(len(TOYS), SETS, VIEWS)
     kinds = tuple(text.split()[-1] for text in texts)
-    return PriorData(rgba.to(torch.uint8), cameras.contiguous(), view, words.contiguous(), texts, texts, kinds)
+    depth = 2.5 * (rgba[..., 3, :, :] > 0).half()
+    return PriorData(rgba.to(torch.uint8), depth, cameras.contiguous(), view, words.contiguous(), texts, texts, kinds)

@@ -72,7 +72,7 @@ def test_features_hold_the_cells_and_their_mean_and_vectors_are_unit() -> None:
 def test_training_reads_its_own_half_of_the_objects_only() -> None:
     data, rows = toy_data(), torch.tensor([1, 3, 4])
     data.words[[0, 2, 5, 6, 7]] = -1  # no such word: reading one would fail
-    network = lively(new_network("clip", TOY_GUIDE, 0))
+    network = lively(new_network(TOY_GUIDE, 0))
     trainer = Trainer(network, rate=1e-3, warm_up=1, average=None, seed=0, bfloat16=False)
     for _ in range(10):
         trainer.update(clip_loss(data, rows, 16), 0.0)
@@ -81,7 +81,7 @@ def test_training_reads_its_own_half_of_the_objects_only() -> None:
 
 def test_it_learns_eight_objects() -> None:
     data = toy_data()
-    network = new_network("clip", TOY_GUIDE, 0)
+    network = new_network(TOY_GUIDE, 0)
     assert isinstance(network, Clip)
     trainer = Trainer(network, rate=5e-3, warm_up=5, average=None, seed=0, bfloat16=False)
     before = retrieval_scores(network, true_pictures(data), data, "true")["true_exact"]

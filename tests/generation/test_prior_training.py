@@ -34,7 +34,7 @@ from tests.generation.prior_toys import TOYS, toy_cameras, toy_data, toy_given, 
 
 
 def toy_trainer(seed: int = 0, rate: float = 2e-3, average: float = 0.98) -> Trainer:
-    network = new_network("prior", TOY_LAYOUT, seed)
+    network = new_network(TOY_LAYOUT, seed)
     return Trainer(network, rate=rate, warm_up=10, average=average, seed=seed, bfloat16=False)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from generation.captions import PAD, TOKENS, tokenize
-from generation.networks import Given, camera_numbers
+from generation.networks import Given, camera_numbers, resized
 from generation.priors import Condition, Prior, clean_of_noise
-from generation.trained_prior import TrainedPrior, resized, tokens_of
+from generation.trained_prior import TrainedPrior, tokens_of
 from scene.errors import InputError
 from tests.generation.prior_toys import toy_cameras, toy_guide, toy_network
 
