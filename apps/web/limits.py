@@ -27,7 +27,7 @@ class Limits:
     free_bytes: int = 2 << 30
     """disk that stays free"""
     keep_seconds: float = 24 * 3600.0
-    """a job that nobody runs or looks at is removed after this"""
+    """a job is removed this long after it has ended"""
     draft_seconds: float = 3600.0
     """photos that nobody asked anything of are removed after this"""
     memory_bytes: int = 12 << 30

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,11 @@ class _Lane:
 class Scheduler:
     """Runs the jobs of a store. A context manager: as it ends, workers stop, and their jobs wait for a restart."""
 
-    def __init__(self, store: Store, lanes: Sequence[str] = ("cpu",)) -> None:
+    def __init__(self, store: Store, lanes: Sequence[str] = ("cpu",), reads: Iterable[Path] = ()) -> None:
+        """reads: folders of models that workers may read, beside their own."""
         self.store = store
-        self._lanes = [_Lane(name, _environment(name)) for name in lanes]
+        shared = {worker.READABLE: os.pathsep.join(map(str, reads))}
+        self._lanes = [_Lane(name, {**shared, **_environment(name)}) for name in lanes]
         self._last: dict[str, float] = {}  # owner -> when a job of theirs was last started
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)

@@ -1,4 +1,4 @@
-"""The child process that does one piece of work in a job's folder: python -m apps.web.worker JOB SECONDS COMMAND...
+"""The child process that does one piece of work in a job's folder: python -m apps.web.worker
 
 It runs a command of `maquette` as the command line does, under limits, and leaves its exit code in JOB/exit.json. It
 needs no server: one that was killed finds the child again by the lock that the child holds (`held`).
@@ -31,10 +31,12 @@ MAX_LOG = 1 << 20
 _SAID = "maquette: "
 
 
-def start(folder: Path, command: Sequence[str], *, seconds: float, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start a worker in a session of its own, with the job's lock in its hands from its first instant.
+def start(
+    folder: Path, command: Sequence[str], *, seconds: float, environment: Mapping[str, str], root: Path | None = None
+) -> subprocess.Popen:
+    """Start a worker in a session of its own, with the folder's lock in its hands from its first instant.
 
-    Raises InputError when another worker holds it.
+    folder: for its lock, log and exit code.  root: all that it sees; `folder` where None.  Raises InputError when another worker holds it.
     """
     (folder / EXIT).unlink(missing_ok=True)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -42,7 +44,16 @@ def start(folder: Path, command: Sequence[str], *, seconds: float, environment: 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with (folder / LOG).open("wb") as said:
             return subprocess.Popen(
-                [sys.executable, "-m", "apps.web.worker", str(folder), str(seconds), *command],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "apps.web.worker",
+                    str(root or folder),
+                    str(folder),
+                    str(seconds),
+                    *command,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
@@ -81,7 +92,7 @@ def outcome(folder: Path) -> int | None:
     return None
 
 
-def last_words(folder: Path) -> str:
+def last_words(folder: Path, root: Path | None = None) -> str:
     """The line in which the command said what was wrong, without the server's own paths."""
     try:
         with (folder / LOG).open("rb") as file:
@@ -91,7 +102,8 @@ def last_words(folder: Path) -> str:
         return ""
     said = [line.removeprefix(_SAID) for line in lines if line.startswith(_SAID)]
     text = said[-1] if said else ""
-    for path in (f"{folder / 'source'}/", f"{folder}/", str(folder)):
+    root = root or folder
+    for path in (f"{root / 'source'}/", f"{root}/", str(root)):
         text = text.replace(path, "")
     return text[:400]
 
@@ -121,21 +133,25 @@ def confined(folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Do the work and return its exit code."""
-    folder, seconds, command = Path(arguments[0]), float(arguments[1]), arguments[2:]
+    root, folder, seconds, command = Path(arguments[0]), Path(arguments[1]), float(arguments[2]), arguments[3:]
     os.nice(NICE)
     os.umask(0o077)
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_FSIZE, LARGEST_FILE)
     if memory := int(os.environ.get(MEMORY, "0")):
         limit(resource.RLIMIT_AS, memory)
-    confined(folder)
+    confined(root)
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))  # saves, and ends as Ctrl-C does
     timer.daemon = True
     timer.start()
     if command[0] == "check":
         from apps.web.check import main as check
 
-        code = check(folder, command[1:])
+        code = check(root, command[1:])
+    elif command[0] == "preview":
+        from apps.web.preview import main as preview
+
+        code = preview(command[1:])
     else:
         from apps import cli
 

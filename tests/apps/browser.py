@@ -74,6 +74,16 @@ class Page:
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
 
+    def visit(self, address: str) -> None:
+        """Open an address, with the cookies that the browser has."""
+        self.call("Page.navigate", url=address)
+
+    def upload(self, selector: str, files: list[Path]) -> None:
+        """Choose files in a file input of the page."""
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in files])
+
     def run(self, code: str) -> Any:
         """The value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)

@@ -1,0 +1,106 @@
+"""Small work for a visitor beside the queue: the capture check, an export, a page of the viewer. Two at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from apps.web import worker
+from apps.web.limits import Busy
+from scene.errors import InputError
+
+AT_ONCE, WAITING = 2, 12
+LONGEST_WAIT = 60.0  # seconds for a place
+
+
+class Chores:
+    """Children that a request waits for. Every method may be called from any thread."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+        self._lock = threading.Lock()
+        self._waiting = 0
+
+    def run(self, root: Path, name: str, command: Sequence[str], seconds: float) -> None:
+        """Do `command` in a child that sees nothing but the job's folder `root`.
+
+        Raises InputError with the child's own words when it fails, Busy when too many wait.
+        """
+        with self._lock:
+            if self._waiting >= WAITING:
+                raise Busy("this server is busy; try again in a minute")
+            self._waiting += 1
+        try:
+            if not self._places.acquire(timeout=LONGEST_WAIT):
+                raise Busy("this server is busy; try again in a minute")
+            try:
+                self._run(root, root / "chores" / name, command, seconds)
+            finally:
+                self._places.release()
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def _run(self, root: Path, folder: Path, command: Sequence[str], seconds: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {worker.MEMORY: str(self._memory), "CUDA_VISIBLE_DEVICES": ""}
+        child = worker.start(folder, command, seconds=seconds, environment=environment, root=root)
+        try:
+            code = child.wait(seconds + 5)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            raise InputError(f"this took longer than {seconds:.0f} s and was stopped") from None
+        words = worker.last_words(folder, root)
+        shutil.rmtree(folder, ignore_errors=True)
+        if code != 0:
+            raise InputError(words or "this could not be done; the files may be damaged, or too large for this server")
+
+
+class Renewed:
+    """Keeps one file new in the background while somebody looks at it: made again when its source has changed."""
+
+    def __init__(self, chores: Chores, every: float) -> None:
+        self._chores, self._every = chores, every
+        self._lock = threading.Lock()
+        self._busy: set[Path] = set()
+        self._tried: dict[Path, tuple[int, float]] = {}  # target -> stamp of the source, when
+
+    def look(self, root: Path, source: Path, target: Path, command: Sequence[str], seconds: float) -> None:
+        """Somebody looks: let `command` make `target` of `source` where that is newer; returns at once."""
+        try:
+            stamp = source.stat().st_mtime_ns
+        except OSError:
+            return
+        if target.is_file() and target.stat().st_mtime_ns > stamp:
+            return
+        with self._lock:
+            before, when = self._tried.get(target, (0, -self._every))
+            if target in self._busy or before == stamp or time.monotonic() - when < self._every:
+                return
+            self._busy.add(target)
+            self._tried[target] = (stamp, time.monotonic())
+        work = (root, target, command, seconds)
+        threading.Thread(target=self._make, args=work, name="preview", daemon=True).start()
+
+    def forget(self, root: Path) -> None:
+        """Nothing below `root` is looked at any more."""
+        with self._lock:
+            for target in [target for target in self._tried if target.is_relative_to(root)]:
+                del self._tried[target]
+
+    def _make(self, root: Path, target: Path, command: Sequence[str], seconds: float) -> None:
+        try:
+            self._chores.run(root, target.name, command, seconds)
+        except InputError:  # there is nothing to show yet, or no place now: the next look tries again
+            return
+        finally:
+            with self._lock:
+                self._busy.discard(target)
