@@ -80,7 +80,8 @@ const keyAction = (viewer, event) => {
   }
   return {
     s: () => viewer.show({ mode: 'splats' }), m: () => viewer.show({ mode: 'mesh' }),
-    l: () => viewer.show({ shade: (viewer.shown.shade + 1) % SHADES.length }), w: () => viewer.show({ edges: !viewer.shown.edges }),
+    l: () => viewer.show({ shade: (viewer.shown.shade + 1) % SHADES.length }),
+    w: () => viewer.show({ edges: !viewer.shown.edges }),
     c: () => viewer.show({ cameras: !viewer.shown.cameras }), b: () => viewer.show({ light: !viewer.shown.light }),
     t: () => viewer.show({ turning: !viewer.shown.turning }), p: () => viewer.screenshot(),
     r: () => viewer.reset(), f: () => viewer.fullscreen(), '?': () => viewer.help(), h: () => viewer.help(),

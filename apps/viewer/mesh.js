@@ -1,4 +1,5 @@
-// The mesh: the photos' own colour, the same in a soft light, clay, which shows the shape, normals, depth; its edges when asked.
+// The mesh: the photos' own colour, the same in a soft light, clay, which shows the shape, normals or depth; its edges
+// when asked.
 
 const MESH_VERTEX = `
 layout(location = 0) in vec3 position;

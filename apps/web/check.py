@@ -23,6 +23,7 @@ from scene.errors import InputError
 from scene.files import replacing
 
 FOUND, SHEET = "check.json", "check.jpg"
+FEWEST = 3  # photos without cameras
 SHOWN, TILE = 12, 168  # photos on the sheet, and their height in pixels
 
 
@@ -57,6 +58,10 @@ def refuse_runs(source: Path, workdir: Path) -> None:
 
 def checked(capture: Capture, most_pixels: int) -> dict[str, Any]:
     """What there is and what was found. Raises InputError when it is more than a job may hold."""
+    if len(capture.views) < FEWEST and any(view.camera is None for view in capture.views):
+        raise InputError(
+            f"{len(capture.views)} photos came; it takes {FEWEST} at least, and 20 to 60 from all sides do well"
+        )
     sizes = [(view.width, view.height) for view in capture.views]
     pixels = sum(width * height for width, height in sizes)
     if pixels > most_pixels:

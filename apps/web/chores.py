@@ -73,22 +73,27 @@ class Renewed:
         self._busy: set[Path] = set()
         self._tried: dict[Path, tuple[int, float]] = {}  # target -> stamp of the source, when
 
-    def look(self, root: Path, source: Path, target: Path, command: Sequence[str], seconds: float) -> None:
-        """Somebody looks: let `command` make `target` of `source` where that is newer; returns at once."""
+    def look(self, root: Path, source: Path, target: Path, command: Sequence[str], seconds: float) -> bool:
+        """Somebody looks: let `command` make `target` of `source` where that is newer; whether it is, at once."""
         try:
             stamp = source.stat().st_mtime_ns
         except OSError:
-            return
+            return False
         if target.is_file() and target.stat().st_mtime_ns > stamp:
-            return
+            return False
         with self._lock:
             before, when = self._tried.get(target, (0, -self._every))
-            if target in self._busy or before == stamp or time.monotonic() - when < self._every:
-                return
+            if target in self._busy:
+                return True
+            if before == stamp:  # it was tried, and there is nothing to show
+                return False
+            if time.monotonic() - when < self._every:
+                return True
             self._busy.add(target)
             self._tried[target] = (stamp, time.monotonic())
         work = (root, target, command, seconds)
         threading.Thread(target=self._make, args=work, name="preview", daemon=True).start()
+        return True
 
     def forget(self, root: Path) -> None:
         """Nothing below `root` is looked at any more."""

@@ -1,4 +1,4 @@
-"""What a finished job can be downloaded as: every format that `maquette export` writes, each made when it is asked for."""
+"""What a finished job can be downloaded as: every format that `maquette export` writes, made when it is asked for."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from apps.web.limits import size_words
+from apps.web.payload import NotFound
+from scene.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +69,13 @@ class Guard:
         upload_bytes: int,
         hosts: frozenset[str],
         users: Mapping[str, str] | None,
-        secure: bool = False,
+        check: Callable[[str, bytes], None],
     ) -> None:
         """hosts: names by which this server may be asked, empty for any.  users: password by name, None for no login.
 
-        secure: whether the cookie is for https alone.
+        check: raises InputError for a body that must not reach gradio, by its path.
         """
-        self.app, self.upload_bytes, self.hosts, self.users, self.secure = app, upload_bytes, hosts, users, secure
+        self.app, self.upload_bytes, self.hosts, self.users, self.check = app, upload_bytes, hosts, users, check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -90,7 +92,19 @@ class Guard:
         # A cookie comes with the page alone: an answer to anything else may be asked for by another site.
         fresh = "" if visitor or scope["path"] != "/" else secrets.token_urlsafe(32)
         most = self.upload_bytes + ROOM if scope["path"] == _UPLOAD else MAX_JSON_BYTES
-        await self._pass(scope, _bounded(receive, most), send, fresh)
+        receive = _bounded(receive, most)
+        if scope["method"] == "POST" and scope["path"].startswith("/gradio_api/") and scope["path"] != _UPLOAD:
+            try:
+                body = await _whole(receive)
+                self.check(scope["path"], body)
+            except TooMuch:
+                await _answer(send, 413, f"at most {size_words(most)} are taken at once", {})
+                return
+            except InputError as error:
+                await _answer(send, 404 if isinstance(error, NotFound) else 400, str(error), {})
+                return
+            receive = _replayed(body, receive)
+        await self._pass(scope, receive, send, fresh)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, dict[bytes, bytes]] | None:
         """(status, words, headers) when this request is not let through."""
@@ -142,9 +156,9 @@ class Guard:
             if not started:
                 await _answer(send, 500, "this failed by a fault of ours; the server's owner finds it in the log", {})
 
-    def _cookie(self, visitor: str) -> bytes:
-        cookie = f"{VISITOR}={visitor}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Lax"
-        return (cookie + "; Secure" * self.secure).encode()
+    @staticmethod
+    def _cookie(visitor: str) -> bytes:
+        return f"{VISITOR}={visitor}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Lax".encode()
 
 
 class TooMuch(Exception):
@@ -189,6 +203,32 @@ def _bounded(receive: Receive, most: int) -> Receive:
         if came > most:
             raise TooMuch
         return message
+
+    return receiving
+
+
+async def _whole(receive: Receive) -> bytes:
+    """A body in one piece."""
+    parts, more = [], True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """`receive` that gives this body first."""
+    given = False
+
+    async def receiving() -> dict[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return receiving
 

@@ -69,7 +69,7 @@ def blocks(service: Service) -> Any:
         hours, most = limits.keep_seconds / 3600, size_words(limits.upload_bytes)
         gr.Markdown(
             f"At most {limits.files} files and {most} at once, {limits.active} jobs at work and {limits.kept} kept for "
-            f"each visitor, {limits.minutes:g} minutes a job. Everything is removed {hours:g} hours after its job ended."
+            f"each visitor, {limits.minutes:g} minutes a job. All is removed {hours:g} hours after its job ended."
         )
         _endpoints(service)
     page.queue(default_concurrency_limit=8, max_size=64, api_open=False)
@@ -342,7 +342,7 @@ def check_html(found: Mapping[str, Any]) -> str:
     facts += "their cameras are known" if found["cameras"] else "cameras will be estimated"
     signs = {"good": "Good", "warn": "Mind", "bad": "Bad"}
     rows = [
-        f'<li class="finding-{escape(each["level"])}"><b>{signs.get(each["level"], "")}:</b> {escape(each["sentence"])}</li>'
+        f'<li class="finding-{escape(each["level"])}"><b>{signs[each["level"]]}:</b> {escape(each["sentence"])}</li>'
         for each in found["findings"]
     ]
     said = [f"<li>{escape(sentence)}</li>" for sentence in found["decisions"]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.web.guard import Guard
+from apps.web.payload import check_payload
 from apps.web.service import Service
 
 SHUTDOWN_SECONDS = 3
@@ -39,11 +40,11 @@ def application(service: Service, *, names: Iterable[str] = (), users: Mapping[s
     from apps.web.page import HEAD, STYLE, blocks, theme
     from apps.web.routes import add_routes
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app, page = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks(service)
     add_routes(app, service)
     gr.mount_gradio_app(
         app,
-        blocks(service),
+        page,
         path="/",
         ssr_mode=False,
         show_error=False,
@@ -58,7 +59,14 @@ def application(service: Service, *, names: Iterable[str] = (), users: Mapping[s
         css=STYLE,
         head=HEAD,
     )
-    return Guard(app, upload_bytes=service.limits.upload_bytes, hosts=frozenset(names), users=users)
+    page.has_launched = True  # gradio looks at paths only then, and mounting does not say so (6.31)
+    functions = frozenset(page.fns)
+    endpoints = frozenset(str(function.api_name) for function in page.fns.values() if function.api_name)
+
+    def check(path: str, body: bytes) -> None:
+        check_payload(path, body, service.uploads, endpoints, functions)
+
+    return Guard(app, upload_bytes=service.limits.upload_bytes, hosts=frozenset(names), users=users, check=check)
 
 
 def run(app: Any, host: str, port: int) -> None:

@@ -156,13 +156,12 @@ class Service:
         job = self.store.get(key, visitor)
         folder, run = self.store.path(job), self.store.run_folder(job)
         now = progress.progress_of(run)
-        if job.state in ("running", "done", "stopped"):
-            self._renew_preview(job)
-        done = job.state == "done"
+        renewing, done = self._renew_preview(job), job.state == "done"
         return {
             **self._summary(job),
             **dataclasses.asdict(now),
             "view": _stamp(folder / "exports" / PREVIEW),
+            "renewing": renewing,
             "picture": _stamp(run / "preview.png") if job.kind == "generate" and not done else None,
             "report": _stamp(run / "report.html"),
             "film": _stamp(run / "turntable.mp4"),
@@ -186,17 +185,18 @@ class Service:
             "kept": "" if job.state in ACTIVE else f"removed after {hours:g} hours",
         }
 
-    def _renew_preview(self, job: Job) -> None:
-        """Let the viewer's page be made of what there is, if that is newer than the page."""
+    def _renew_preview(self, job: Job) -> bool:
+        """Let the viewer's page be made of what there is, if that is newer than the page; whether it is."""
         folder, run = self.store.path(job), self.store.run_folder(job)
-        if job.state != "running":
+        if job.state in ("done", "stopped"):
             source = run / "progress.json"
-        elif "gaussians" in job.arguments:  # checkpoints of other methods hold nothing that a viewer draws
+        elif job.state == "running" and "gaussians" in job.arguments:  # other checkpoints hold nothing a viewer draws
             source = run / "checkpoint" / "latest.safetensors"
         else:
-            return
+            return False
         target = folder / "exports" / PREVIEW
-        self._previews.look(folder, source, target, ["preview", str(run), str(target), job.title], PREVIEW_SECONDS)
+        command = ["preview", str(run), str(target), job.title]
+        return self._previews.look(folder, source, target, command, PREVIEW_SECONDS)
 
     def _downloads(self, job: Job) -> list[dict[str, Any]]:
         """Every format, with its size where it has been made."""

@@ -36,7 +36,8 @@ def start(
 ) -> subprocess.Popen:
     """Start a worker in a session of its own, with the folder's lock in its hands from its first instant.
 
-    folder: for its lock, log and exit code.  root: all that it sees; `folder` where None.  Raises InputError when another worker holds it.
+    folder: for its lock, log and exit code.  root: all that it sees; `folder` where None.
+    Raises InputError when another worker holds it.
     """
     (folder / EXIT).unlink(missing_ok=True)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

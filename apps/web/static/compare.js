@@ -4,8 +4,12 @@ const find = (selector) => document.querySelector(selector);
 const frames = [...document.querySelectorAll('iframe')], choices = [find('#left'), find('#right')];
 let known = '', view = null;
 
-const open = (i) => {
-  const address = choices[i].value && `../job/${choices[i].value}/file/view`;
+// Asking for a job's state lets the page of its viewer be made where there is none yet.
+const open = async (i) => {
+  const key = choices[i].value, answer = await fetch(`../job/${key}`), job = answer.ok ? await answer.json() : {};
+  if (choices[i].value !== key) return;
+  if (!job.view) { setTimeout(open, 1500, i); return; }
+  const address = `../job/${key}/file/view?of=${job.view}`;
   if (frames[i].getAttribute('src') !== address) frames[i].src = address;
 };
 
@@ -21,10 +25,8 @@ const renew = async () => {
     const before = choice.value;
     choice.replaceChildren(...done.map((job) => new Option(job.title, job.job)));
     choice.value = done.some((job) => job.job === before) ? before : done.at(i - 2).job;
+    open(i);
   });
-  // Asking for a job's state lets its page be made where there is none yet.
-  await Promise.all(choices.map((choice) => fetch(`../job/${choice.value}`)));
-  choices.forEach((_, i) => open(i));
 };
 
 addEventListener('message', ({ source, data }) => {

@@ -148,7 +148,7 @@ const watch = async () => {
   try {
     show(await ask(base));
     complain('');
-    const quiet = ['done', 'failed', 'stopped'].includes(shown.state) && (shown.view || shown.state !== 'done');
+    const quiet = ['done', 'failed', 'stopped'].includes(shown.state) && !shown.renewing;
     if (quiet || document.hidden) pause = 10000;
   } catch (error) {
     if (error.status === 404) { find('#job').hidden = true; complain(error.message); return; }
