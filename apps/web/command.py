@@ -27,6 +27,7 @@ from scene.untrusted import read_text
 NEEDED = ("gradio", "fastapi", "uvicorn")
 FOLDER = Path("runs") / "web"
 MAX_USERS_BYTES = 1 << 20
+SAMPLE_QUERY = "?sample"  # of a page that begins with the photos that come with Maquette
 
 
 @dataclass(frozen=True)
