@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
 import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from apps.console import Watcher
 from apps.options import parse
 from apps.view import LOOPBACK, free_port
 from apps.web import sandbox
-from apps.web.jobs import Store
+from apps.web.jobs import Store, claimed
 from apps.web.limits import Limits, size_words
 from apps.web.scheduler import Scheduler, devices
 from apps.web.server import application, prepare, run
@@ -94,17 +93,13 @@ def serve(request: Web, watcher: Watcher, *, query: str = "") -> None:
     models = {path.name: path.resolve() for path in request.model}
     if missing := [path for path in models.values() if not path.is_dir()]:
         raise InputError(f"there is no folder {missing[0]}; --model names folders of priors")
-    store, lanes = Store(request.folder.resolve(), limits), devices()
+    lanes, folder = devices(), request.folder.resolve()
     address = f"http://{'localhost' if local else request.host}:{port}/{query}"
-    with (
-        tempfile.TemporaryDirectory(prefix="maquette-web-") as empty,
-        Scheduler(store, lanes, reads=models.values()) as scheduler,
-    ):
-        uploads = prepare(Path(empty))
-        service = Service(store, scheduler, uploads, models)
+    with claimed(folder) as empty, Scheduler(Store(folder, limits), lanes, reads=models.values()) as scheduler:
+        service = Service(scheduler.store, scheduler, prepare(empty), models)
         names = frozenset((*LOOPBACK, *request.name)) if local else frozenset(request.name)
         app = application(service, names=names, users=users)
-        watcher.say(f"Jobs are kept in {store.folder}; they run on {', '.join(lanes)}.")
+        watcher.say(f"Jobs are kept in {folder}; they run on {', '.join(lanes)}.")
         watcher.say(f"At most {size_words(limits.upload_bytes)} an upload. Open {address}   (Ctrl-C ends)")
         if request.open and local:
             webbrowser.open(address)

@@ -70,12 +70,14 @@ class Guard:
         hosts: frozenset[str],
         users: Mapping[str, str] | None,
         check: Callable[[str, bytes], None],
+        room: Callable[[], bool],
     ) -> None:
         """hosts: names by which this server may be asked, empty for any.  users: password by name, None for no login.
 
-        check: raises InputError for a body that must not reach gradio, by its path.
+        check: raises InputError for a body that must not reach gradio, by its path.  room: whether the disk has some.
         """
-        self.app, self.upload_bytes, self.hosts, self.users, self.check = app, upload_bytes, hosts, users, check
+        self.app, self.upload_bytes, self.hosts, self.users = app, upload_bytes, hosts, users
+        self.check, self.room = check, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -129,6 +131,10 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             return 413, f"at most {size_words(most)} are taken at once", {}
+        if path == _UPLOAD and not visitor_of(headers):
+            return 403, "open the page first, or send the header X-Maquette-Visitor", {}
+        if path == _UPLOAD and not self.room():
+            return 507, "the disk of this server is full; try again later", {}
         return None
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, new_visitor: str) -> None:

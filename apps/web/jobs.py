@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,7 @@ ACTIVE: tuple[State, ...] = ("queued", "running", "stopping")
 KEY_BYTES = 24  # 192 bits
 _KEY = re.compile(r"[A-Za-z0-9_-]{32}")
 MAX_TITLE = 80
+UPLOADS = ".uploads"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,26 @@ class Job:
     code: int | None = None
     size: int = 0
     message: str = ""
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """The folder of jobs for one server alone, and a folder in it for what is being uploaded, empty before and after.
+
+    Raises InputError while another server has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another maquette web keeps its jobs in {folder}; name another --folder") from error
+        shutil.rmtree(folder / UPLOADS, ignore_errors=True)  # of a server that was killed
+        (folder / UPLOADS).mkdir(mode=0o700)
+        try:
+            yield folder / UPLOADS
+        finally:
+            shutil.rmtree(folder / UPLOADS, ignore_errors=True)
 
 
 def owner_of(visitor: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,10 +27,10 @@ def prepare(empty: Path) -> Path:
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_OFFLINE": "1",
     }
-    (empty / "uploads").mkdir(mode=0o700)
+    (empty / "files").mkdir(mode=0o700)
     (empty / "here").mkdir()
     os.chdir(empty / "here")
-    return empty / "uploads"
+    return empty / "files"
 
 
 def application(service: Service, *, names: Iterable[str] = (), users: Mapping[str, str] | None = None) -> Guard:
@@ -66,7 +67,17 @@ def application(service: Service, *, names: Iterable[str] = (), users: Mapping[s
     def check(path: str, body: bytes) -> None:
         check_payload(path, body, service.uploads, endpoints, functions)
 
-    return Guard(app, upload_bytes=service.limits.upload_bytes, hosts=frozenset(names), users=users, check=check)
+    def room() -> bool:
+        return shutil.disk_usage(service.uploads).free > service.limits.free_bytes + service.limits.upload_bytes
+
+    return Guard(
+        app,
+        upload_bytes=service.limits.upload_bytes,
+        hosts=frozenset(names),
+        users=users,
+        check=check,
+        room=room,
+    )
 
 
 def run(app: Any, host: str, port: int) -> None:

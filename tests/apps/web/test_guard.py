@@ -42,9 +42,9 @@ def ask(
     """(status, headers, body) that a guard answers; options: of Guard, and `headers`."""
     headers = {b"host": b"localhost:7860", **options.pop("headers", {})}
     checked = options.pop("check", lambda path, body: None)
-    guard = Guard(
-        behind, **{"upload_bytes": 100, "hosts": frozenset(["localhost"]), "users": None, "check": checked, **options}
-    )
+    full = options.pop("full", False)
+    facts = {"upload_bytes": 100, "hosts": frozenset(["localhost"]), "users": None, "check": checked, **options}
+    guard = Guard(behind, room=lambda: not full, **facts)
     waiting = [{"type": "http.request", "body": part, "more_body": i + 1 < len(parts)} for i, part in enumerate(parts)]
     sent: list[dict[str, Any]] = []
 
@@ -62,13 +62,15 @@ def ask(
 def test_a_body_of_more_than_was_announced_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "ROOM", 0)
     monkeypatch.setattr(guards, "MAX_JSON_BYTES", 50)
-    upload = "/gradio_api/upload"
-    assert ask(Behind(), upload, method="POST", headers={b"content-length": b"101"})[0] == 413
-    assert ask(Behind(), upload, method="POST", headers={b"content-length": b"-1"})[0] == 413
-    behind = Behind()
-    assert ask(behind, upload, method="POST", parts=(b"x" * 60, b"x" * 60), headers={b"content-length": b"5"})[0] == 413
+    upload, me = "/gradio_api/upload", {b"x-maquette-visitor": SECRET.encode()}
+    assert ask(Behind(), upload, method="POST", headers={**me, b"content-length": b"101"})[0] == 413
+    assert ask(Behind(), upload, method="POST", headers={**me, b"content-length": b"-1"})[0] == 413
+    behind, lies = Behind(), {**me, b"content-length": b"5"}
+    assert ask(behind, upload, method="POST", parts=(b"x" * 60, b"x" * 60), headers=lies)[0] == 413
     assert len(behind.body) <= 60
-    assert ask(Behind(), upload, method="POST", parts=(b"x" * 60, b"x" * 40))[0] == 200
+    assert ask(Behind(), upload, method="POST", parts=(b"x" * 60, b"x" * 40), headers=me)[0] == 200
+    assert ask(Behind(), upload, method="POST", parts=(b"x",), headers=me, full=True)[0] == 507
+    assert ask(Behind(), upload, method="POST", parts=(b"x",))[0] == 403
     assert ask(Behind(), "/gradio_api/queue/join", method="POST", parts=(b"x" * 51,))[0] == 413
 
 

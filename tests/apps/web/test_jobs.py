@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.web.jobs import Job, Store, owner_of, safe_name
+from apps.web.jobs import Job, Store, claimed, owner_of, safe_name
 from apps.web.limits import Busy, Limits, size_words
 from apps.web.scheduler import Scheduler
 from scene.errors import InputError
@@ -173,6 +173,20 @@ def test_a_waiting_job_is_cancelled_at_once(store: Store) -> None:
         scheduler.cancel(job)
     with pytest.raises(InputError, match="nothing to go on from"):
         scheduler.resume(job)
+
+
+def test_a_folder_of_jobs_has_one_server_and_keeps_no_uploads(tmp_path: Path) -> None:
+    with claimed(tmp_path / "jobs") as uploads:
+        (uploads / "half of a photo").touch()
+        with pytest.raises(InputError, match="another maquette web"), claimed(tmp_path / "jobs"):
+            pass
+        assert (uploads / "half of a photo").exists()
+        assert Store(tmp_path / "jobs").all() == []
+    assert not uploads.exists()
+    uploads.mkdir()
+    (uploads / "of a server that was killed").touch()
+    with claimed(tmp_path / "jobs") as uploads:
+        assert list(uploads.iterdir()) == []
 
 
 def test_words_for_sizes() -> None:
