@@ -16,6 +16,7 @@ from apps.web.limits import Busy
 from scene.errors import InputError
 
 AT_ONCE, WAITING = 2, 12
+POLL_SECONDS = 0.05
 LONGEST_WAIT = 60.0  # seconds for a place
 
 
@@ -27,6 +28,15 @@ class Chores:
         self._places = threading.BoundedSemaphore(AT_ONCE)
         self._lock = threading.Lock()
         self._waiting = 0
+        self._children: set[subprocess.Popen] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Stop what is at work, so that a server that ends need not wait for it, and take no more."""
+        with self._lock:
+            self._closed = True
+            for child in self._children:
+                os.killpg(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
 
     def run(self, root: Path, name: str, command: Sequence[str], seconds: float) -> None:
         """Do `command` in a child that sees nothing but the job's folder `root`.
@@ -34,7 +44,7 @@ class Chores:
         Raises InputError with the child's own words when it fails, Busy when too many wait.
         """
         with self._lock:
-            if self._waiting >= WAITING:
+            if self._closed or self._waiting >= WAITING:
                 raise Busy("this server is busy; try again in a minute")
             self._waiting += 1
         try:
@@ -51,17 +61,33 @@ class Chores:
     def _run(self, root: Path, folder: Path, command: Sequence[str], seconds: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         environment = {worker.MEMORY: str(self._memory), "CUDA_VISIBLE_DEVICES": ""}
-        child = worker.start(folder, command, seconds=seconds, environment=environment, root=root)
-        try:
-            code = child.wait(seconds + 5)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise InputError(f"this took longer than {seconds:.0f} s and was stopped") from None
+        with self._lock:
+            if self._closed:
+                raise Busy("this server ends; try again when it is back")
+            child = worker.start(folder, command, seconds=seconds, environment=environment, root=root)
+            self._children.add(child)
+        code = self._ended(child, seconds)
+        if code is None:
+            raise InputError(f"this took longer than {seconds:.0f} s and was stopped")
         words = worker.last_words(folder, root)
         shutil.rmtree(folder, ignore_errors=True)
         if code != 0:
             raise InputError(words or "this could not be done; the files may be damaged, or too large for this server")
+
+    def _ended(self, child: subprocess.Popen, seconds: float) -> int | None:
+        """The exit code of a child; None when it had to be stopped."""
+        end = time.monotonic() + seconds + 5
+        while True:
+            with self._lock:  # a child is reaped and forgotten as one, so that `close` signals no stranger
+                if child.poll() is not None or time.monotonic() > end:
+                    self._children.discard(child)
+                    break
+            time.sleep(POLL_SECONDS)
+        if child.returncode is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            return None
+        return child.returncode
 
 
 class Renewed:

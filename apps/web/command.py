@@ -103,7 +103,10 @@ def serve(request: Web, watcher: Watcher, *, query: str = "") -> None:
         watcher.say(f"At most {size_words(limits.upload_bytes)} an upload. Open {address}   (Ctrl-C ends)")
         if request.open and local:
             webbrowser.open(address)
-        run(app, request.host, port)
+        try:
+            run(app, request.host, port)
+        finally:
+            service.chores.close()
 
 
 def check_installed() -> None:

@@ -156,7 +156,7 @@ def running(folder: Path, *flags: str) -> Iterator[Server]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(60)
         for path in folder.glob("*/job.json"):  # a test that failed or killed its server leaves no worker behind
             if worker.held(path.parent):
                 os.killpg(json.loads(path.read_text())["pid"], signal.SIGKILL)
