@@ -38,6 +38,8 @@ STYLE = """
 .maquette-frame { width:100%; height:120px; border:0; display:block; background:transparent; color-scheme:normal }
 .maquette-sheet { max-width:100%; border-radius:10px; display:block; margin:8px 0 }
 .finding-bad b { color:#b3261e } .finding-warn b { color:#b4541f } .finding-good b { color:#2c7a4b }
+input[type=radio]:checked:focus, input[type=checkbox]:checked:focus {
+  background-color:var(--checkbox-background-color-selected)!important }
 footer { display:none!important }
 """
 # Frames of our own pages get the height of what they hold.

@@ -226,11 +226,12 @@ class Scheduler:
         for job in sorted(self.store.all(), key=lambda job: job.queued):
             if job.state not in ("running", "stopping"):
                 continue
-            if worker.held(self.store.path(job)) and free:
-                free.pop(0).key = job.key
-            else:
-                lane = _Lane("", {}, key=job.key)
-                self._settle(lane, job, self.store.path(job))
+            if worker.held(self.store.path(job)):
+                if free:
+                    free.pop(0).key = job.key
+                    continue
+                _signal(job, signal.SIGKILL, group=True)  # this machine had more devices before
+            self._settle(_Lane("", {}, key=job.key), job, self.store.path(job))
 
     def _stop_all(self) -> None:
         """Stop the workers of this server as it ends; their jobs wait, to go on when it starts again."""
