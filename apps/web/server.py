@@ -22,15 +22,12 @@ def prepare(empty: Path) -> Path:
 
     Call it before gradio is imported.
     """
-    os.environ |= {
-        "GRADIO_TEMP_DIR": str(empty / "uploads"),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_OFFLINE": "1",
-    }
-    (empty / "files").mkdir(mode=0o700)
-    (empty / "here").mkdir()
-    os.chdir(empty / "here")
-    return empty / "files"
+    uploads, here = empty / "files", empty / "here"
+    uploads.mkdir(mode=0o700)
+    here.mkdir()
+    os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    os.chdir(here)
+    return uploads
 
 
 def application(service: Service, *, names: Iterable[str] = (), users: Mapping[str, str] | None = None) -> Guard:
