@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@test -n "$(PYTHON)" || { echo "Maquette needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	@test -x $(RUN) || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing into $(VENV); the log is $(VENV)/install.log"
-	@$(RUN) -m pip install --disable-pip-version-check -v $(PIP_FLAGS) -c constraints.txt -e ".[dev,usd,view,generate]" > $(VENV)/install.log 2>&1 \
+	@$(RUN) -m pip install --disable-pip-version-check -v $(PIP_FLAGS) -c constraints.txt -e ".[dev,usd,view,generate,web]" > $(VENV)/install.log 2>&1 \
 	  || { tail -n 40 $(VENV)/install.log; echo "The installation failed; all of it is in $(VENV)/install.log"; exit 1; }
 	@sed -n '/WITHOUT its CPU kernels/,/install again/p' $(VENV)/install.log
 	@touch $@

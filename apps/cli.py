@@ -20,6 +20,7 @@ COMMANDS = {
     "recon": ("apps.pipeline", "photos, a video or posed images -> 3D scene, mesh, film and report"),
     "generate": ("apps.generate", "words -> 3D scene, mesh, film and report, offline"),
     "view": ("apps.view", "look at a run, splats or a mesh in the browser; live while a run trains"),
+    "web": ("apps.web.command", "all of this in the browser, for many people: upload, watch, look, compare, download"),
     "edit": ("apps.edit", "remove floaters, crop, set up and scale; replayable, the trained scene stays as it is"),
     "export": ("apps.export", "write a run, or any splat or mesh file, in every format of the field"),
     "render": ("apps.film", "film a run's scene along a camera path"),

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.console import Watcher
 from apps.film import up_of
 from apps.options import Demo, Recon, ReconJob, is_run, job_of_run, parse
 from apps.pipeline import reconstruct
 from apps.report import write_report
 from apps.run_cameras import read_cameras
 from apps.signals import StopSignal
+from apps.web.command import SAMPLE_QUERY, Web, serve
 from data.sample import Similarity, align_cameras, sample_photos, sample_truth
 from recon import gaussians
 from scene.formats import load_mesh
@@ -26,6 +28,9 @@ from scene.runs import Run
 def main(arguments: Sequence[str]) -> None:
     """The `maquette demo` command."""
     request = parse(Demo, "demo", arguments)
+    if request.web:
+        serve(Web(), Watcher(), query=SAMPLE_QUERY)
+        return
     job = demo_job(request)
     with StopSignal("Finishing this step and saving; press Ctrl-C again to stop at once.") as stop:
         folder = reconstruct(job, stop)

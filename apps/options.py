@@ -172,6 +172,8 @@ class Demo:
     """time for everything"""
     resume: bool = False
     """go on with an interrupted demo"""
+    web: bool = False
+    """open the page of `maquette web` with the sample loaded, and start nothing yet"""
     json: bool = False
     """print events as JSON lines on stdout, and nothing else there"""
     debug: bool = False

@@ -60,8 +60,8 @@ class Pointers {
   }
 
   wheel(event) {
-    // Inside a report the wheel belongs to the page until the picture is in use.
-    if (this.viewer.embedded && document.activeElement !== this.canvas) return;
+    // Inside another page the wheel belongs to that until the picture is in use.
+    if ((this.viewer.embedded || this.viewer.framed) && document.activeElement !== this.canvas) return;
     event.preventDefault();
     const lines = event.deltaMode === 1 ? 16 : event.deltaMode === 2 ? 240 : 1;
     const speed = event.ctrlKey ? 0.01 : 0.0014;  // a pinch on a touchpad comes as a wheel with ctrl
@@ -80,8 +80,10 @@ const keyAction = (viewer, event) => {
   }
   return {
     s: () => viewer.show({ mode: 'splats' }), m: () => viewer.show({ mode: 'mesh' }),
-    l: () => viewer.show({ shade: (viewer.shown.shade + 1) % 3 }), w: () => viewer.show({ edges: !viewer.shown.edges }),
+    l: () => viewer.show({ shade: (viewer.shown.shade + 1) % SHADES.length }),
+    w: () => viewer.show({ edges: !viewer.shown.edges }),
     c: () => viewer.show({ cameras: !viewer.shown.cameras }), b: () => viewer.show({ light: !viewer.shown.light }),
+    t: () => viewer.show({ turning: !viewer.shown.turning }), p: () => viewer.screenshot(),
     r: () => viewer.reset(), f: () => viewer.fullscreen(), '?': () => viewer.help(), h: () => viewer.help(),
     '+': () => viewer.zoom(0.85), '=': () => viewer.zoom(0.85), '-': () => viewer.zoom(1 / 0.85),
   }[key.toLowerCase()];

@@ -1,4 +1,5 @@
-// The mesh: the photos' own colour, the same in a soft light, or clay, which shows the shape; its edges when asked.
+// The mesh: the photos' own colour, the same in a soft light, clay, which shows the shape, normals or depth; its edges
+// when asked.
 
 const MESH_VERTEX = `
 layout(location = 0) in vec3 position;
@@ -18,8 +19,9 @@ in vec3 vPosition, vNormal, vColor;
 in vec2 vUv;
 uniform sampler2D base, relief;
 uniform bool textured, hasRelief;
-uniform int shade;  // 0 colour, 1 lit, 2 clay
-uniform vec3 eye, up, right;
+uniform int shade;  // 0 colour, 1 lit, 2 clay, 3 normals, 4 depth
+uniform vec3 eye, up, right, forward;
+uniform vec2 range;  // depths that are white and black
 out vec4 color;
 
 vec3 linear(vec3 c) { return mix(c / 12.92, pow((c + 0.055) / 1.055, vec3(2.4)), step(0.04045, c)); }
@@ -44,8 +46,13 @@ vec3 normalHere() {
 void main() {
   vec3 paint = textured ? texture(base, vUv).rgb : linear(vColor);
   if (shade == 0) { color = vec4(encoded(paint), 1.0); return; }
+  if (shade == 4) {
+    color = vec4(vec3(1.0 - clamp((dot(vPosition - eye, forward) - range.x) / (range.y - range.x), 0.0, 0.95)), 1.0);
+    return;
+  }
   vec3 toEye = normalize(eye - vPosition), n = normalHere();
   bool inside = !gl_FrontFacing;
+  if (shade == 3) { color = vec4(0.5 + 0.5 * n, 1.0); return; }
   if (inside) n = -n;
   vec3 key = normalize(toEye + 0.7 * up - 0.6 * right);
   float sky = 0.5 + 0.5 * dot(n, up), wrapped = max(0.0, (dot(n, key) + 0.25) / 1.25);
@@ -115,7 +122,7 @@ class MeshLayer {
     return texture;
   }
 
-  draw(view, clip, { shade, edges, up }) {
+  draw(view, clip, { shade, edges, up, range }) {
     const { gl, solid: { program, at } } = this;
     gl.useProgram(program);
     gl.bindVertexArray(this.array);
@@ -128,6 +135,8 @@ class MeshLayer {
     gl.uniform3fv(at.eye, view.eye);
     gl.uniform3fv(at.right, view.right);
     gl.uniform3fv(at.up, up);
+    gl.uniform3fv(at.forward, view.forward);
+    gl.uniform2fv(at.range, range);
     gl.drawElements(gl.TRIANGLES, this.count, gl.UNSIGNED_INT, 0);
     if (edges) this.drawEdges(clip);
   }

@@ -132,4 +132,23 @@ class Orbit {
     const eye = along(goal.target, -goal.distance, forward);
     this.flyTo({ ...goal, target: point, distance: dot(minus(point, eye), forward) }, time);
   }
+
+  // The goal as seen from a state: angles from its own, lengths in its distance.
+  relativeTo(state) {
+    const { goal } = this, shift = minus(goal.target, state.target).map((value) => value / state.distance);
+    return { azimuth: goal.azimuth - state.azimuth, height: goal.height - state.height, roll: goal.roll - state.roll,
+             distance: goal.distance / state.distance, shift: [this.e1, this.e2, this.up].map((axis) => dot(shift, axis)) };
+  }
+
+  // Stands as `relativeTo` said elsewhere; whether that was sound.
+  lookAs(state, view) {
+    const { azimuth, height, roll, distance, shift } = view ?? {};
+    if (![azimuth, height, roll, distance, ...shift ?? [NaN]].every(Number.isFinite) || shift.length !== 3 || distance <= 0)
+      return false;
+    const axes = [this.e1, this.e2, this.up];
+    const target = shift.reduce((point, value, i) => along(point, value * state.distance, axes[i]), state.target);
+    this.jumpTo({ ...state, azimuth: state.azimuth + azimuth, height: state.height + height, roll: state.roll + roll,
+                  distance: state.distance * distance, target });
+    return true;
+  }
 }

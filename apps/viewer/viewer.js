@@ -1,11 +1,14 @@
 // The viewer: one canvas, its buttons, and what to draw when. Draws only when something changed.
 
 const BACKGROUNDS = { light: [1, 1, 1], dark: [0, 0, 0] };
+const SHADES = ['Colour', 'Lit', 'Clay', 'Normals', 'Depth'];
+const TURN_SECONDS = 18;  // of the turntable
 const SLOW = 34, FAST = 17;  // ms per frame at which the picture is drawn coarser or finer while it moves
 
 class Viewer {
   constructor(root, header) {
-    Object.assign(this, { root, header, canvas: root.querySelector('canvas'), embedded: 'embedded' in root.dataset });
+    Object.assign(this, { root, header, canvas: root.querySelector('canvas'), embedded: 'embedded' in root.dataset,
+                          framed: window.parent !== window });
     this.gl = this.canvas.getContext('webgl2', { alpha: false, antialias: true, powerPreference: 'high-performance' });
     if (!this.gl) throw new Error('This browser has no WebGL2, which the 3D view needs. ' +
       'It is part of current Chrome, Edge, Firefox and Safari; graphics acceleration may be switched off.');
@@ -13,7 +16,7 @@ class Viewer {
     this.start = this.orbit.stateOf(header.start.pose, header.start.lens);
     this.orbit.jumpTo(this.start);
     this.shown = { mode: header.splats ? 'splats' : 'mesh', shade: 0, edges: false, cameras: false,
-                   light: header.light, camera: -1 };
+                   light: header.light, camera: -1, turning: false };
     this.movingScale = 1;
     this.last = { time: 0, moved: -1e9, moving: false };
     this.waiting = 0;
@@ -52,6 +55,8 @@ class Viewer {
       button.addEventListener('click', () => keyAction(this, { key: button.dataset.key })());
     for (const button of this.root.querySelectorAll('[data-step]'))
       button.addEventListener('click', () => this.stepCamera(Number(button.dataset.step)));
+    this.canvas.addEventListener('pointerdown', () => this.show({ turning: false }));
+    if (this.framed) addEventListener('message', (event) => this.heard(event));
     new ResizeObserver(() => this.invalidate()).observe(this.canvas);
     this.canvas.addEventListener('webglcontextlost', (event) => { event.preventDefault(); this.lost = true; });
     this.canvas.addEventListener('webglcontextrestored', () => {
@@ -77,17 +82,19 @@ class Viewer {
     press('c', shown.cameras);
     press('w', shown.edges);
     press('l', shown.shade > 0);
+    press('t', shown.turning);
     for (const part of root.querySelectorAll('[data-when]')) {
       part.hidden = !part.dataset.when.split(' ').every((word) =>
         ({ mesh: shown.mode === 'mesh', cameras: shown.cameras })[word]);
     }
-    root.querySelector('.shade').textContent = ['Colour', 'Lit', 'Clay'][shown.shade];
+    root.querySelector('.shade').textContent = SHADES[shown.shade];
     if (appears && this.frusta.inView(this.cssView()) < 3) this.orbit.retreat(2.2 * this.start.distance);
     this.invalidate();
   }
 
   reset() {
     this.look(-1);
+    this.show({ turning: false });
     this.orbit.flyTo(this.start, performance.now());
     this.invalidate();
   }
@@ -155,9 +162,37 @@ class Viewer {
     else if (this.root.requestFullscreen) this.root.requestFullscreen();
   }
 
+  // What is seen, without the buttons, as a file.
+  screenshot() {
+    this.draw(1);  // the canvas is read in the same turn, before the browser clears it
+    this.canvas.toBlob((blob) => {
+      const link = Object.assign(document.createElement('a'), { href: URL.createObjectURL(blob), download: 'maquette.png' });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    });
+  }
+
   help(open) {
     const panel = this.root.querySelector('.help');
     panel.hidden = open === undefined ? !panel.hidden : !open;
+  }
+
+  // Talk with the page around the viewer, which may show another one beside it: where the camera stands, in units of the
+  // first view, so that two scenes of other sizes can be looked at as one.
+
+  tell() {
+    const view = this.orbit.relativeTo(this.start), now = JSON.stringify(view);
+    if (now === this.told) return;
+    this.told = now;
+    window.parent.postMessage({ maquette: 'view', view }, '*');
+  }
+
+  heard({ source, data }) {
+    if (source !== window.parent || data?.maquette !== 'look') return;
+    if (!this.orbit.lookAs(this.start, data.view)) return;
+    this.look(-1);
+    this.told = JSON.stringify(this.orbit.relativeTo(this.start));  // what was heard is not told again
+    this.invalidate();
   }
 
   // Drawing.
@@ -171,7 +206,9 @@ class Viewer {
     this.waiting = 0;
     if (this.lost) return;
     const elapsed = this.last.moving ? time - this.last.time : 16;
-    const moving = this.orbit.advance(time, elapsed);
+    if (this.shown.turning) this.orbit.turn(-2 * Math.PI * Math.min(elapsed, 100) / (1000 * TURN_SECONDS), 0);
+    const moving = this.orbit.advance(time, elapsed) || this.shown.turning;
+    if (this.framed) this.tell();
     if (moving) {
       if (elapsed > SLOW) this.movingScale = Math.max(0.4, 0.85 * this.movingScale);
       if (elapsed < FAST) this.movingScale = Math.min(1, 1.05 * this.movingScale);
@@ -214,7 +251,8 @@ class Viewer {
       gl.enable(gl.DEPTH_TEST);
       gl.disable(gl.BLEND);
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
-      this.meshLayer.draw(view, clip, { ...shown, up: this.orbit.up });
+      const range = [distance - 1.5 * this.header.size, distance + 1.5 * this.header.size];
+      this.meshLayer.draw(view, clip, { ...shown, up: this.orbit.up, range });
     }
     if (shown.cameras) this.frusta.draw(clip, shown.mode === 'mesh');
     this.frameOf(shown.camera);
@@ -237,7 +275,7 @@ class Viewer {
     if (asked.get('ui') === 'none') this.root.classList.add('bare');
     if (asked.has('mode')) this.show({ mode: asked.get('mode') === 'mesh' ? 'mesh' : 'splats' });
     if (asked.has('background')) this.show({ light: asked.get('background') === 'light' });
-    if (asked.has('shade')) this.show({ shade: Math.max(0, ['colour', 'lit', 'clay'].indexOf(asked.get('shade'))) });
+    if (asked.has('shade')) this.show({ shade: Math.max(0, SHADES.findIndex((name) => name.toLowerCase() === asked.get('shade'))) });
     if (asked.has('edges')) this.show({ edges: true });
     if (asked.has('cameras')) this.show({ cameras: true });
     const camera = Number(asked.get('camera') ?? -1);
@@ -260,8 +298,9 @@ const openViewer = async (root) => {
     await viewer.load(payload);
     say('');
     if (viewer.embedded) return;
-    viewer.canvas.focus();
     viewer.applyHash(location.hash);
+    if (viewer.framed) window.parent.postMessage({ maquette: 'ready' }, '*');
+    else viewer.canvas.focus();
   } catch (error) {
     say(error.message);
     root.dataset.failed = error.message;

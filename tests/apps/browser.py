@@ -74,6 +74,16 @@ class Page:
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
 
+    def visit(self, address: str) -> None:
+        """Open an address, with the cookies that the browser has."""
+        self.call("Page.navigate", url=address)
+
+    def upload(self, selector: str, files: list[Path]) -> None:
+        """Choose files in a file input of the page."""
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in files])
+
     def run(self, code: str) -> Any:
         """The value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
@@ -102,6 +112,31 @@ class Page:
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def click(self, element: str, seconds: float = 20.0) -> None:
+        """Click what a JavaScript expression gives, with the mouse, as soon as nothing lies over it."""
+        code = f"""(() => {{
+            const element = {element};
+            if (!element) return null;
+            element.scrollIntoView({{ block: 'center', behavior: 'instant' }});
+            const box = element.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+            const top = element.ownerDocument.elementFromPoint(x, y);
+            if (element.disabled || !top || !(element.contains(top) || top.contains(element))) return null;
+            let [left, above] = [x, y];
+            for (let frame = element.ownerDocument.defaultView.frameElement; frame;
+                 frame = frame.ownerDocument.defaultView.frameElement) {{
+                const outer = frame.getBoundingClientRect();
+                [left, above] = [left + outer.x, above + outer.y];
+            }}
+            return [left, above];
+        }})()"""
+        end = time.monotonic() + seconds
+        while (place := self.run(code)) is None:
+            assert time.monotonic() < end, f"{element} cannot be clicked: {self.troubles()}"
+            time.sleep(0.1)
+        x, y = place
+        self.mouse("mousePressed", x, y, button="left", clickCount=1)
+        self.mouse("mouseReleased", x, y, button="left", clickCount=1)
 
     def drag(self, start: tuple[float, float], stop: tuple[float, float], button: str = "left") -> None:
         self.mouse("mousePressed", *start, button=button, clickCount=1)
