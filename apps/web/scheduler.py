@@ -22,7 +22,8 @@ from scene.errors import InputError, MaquetteError
 log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds
-PATIENCE, LAST_PATIENCE = 3.5, 4.5  # seconds after the first SIGTERM: a second one leaves at once, then SIGKILL
+PATIENCE, LAST_PATIENCE = 3.5, 4.5  # seconds after the first SIGINT: a second one leaves at once, then SIGKILL
+# Not SIGTERM: glog, which comes with pycolmap, takes that over and ends the process without saving.
 MOST_CRASHES = 2  # in a row, after which a job is not taken up again by itself
 HOUSEKEEPING = 10.0  # seconds between two looks at sizes and ages
 INTERRUPTED = 130
@@ -176,11 +177,11 @@ class Scheduler:
         now = time.monotonic()
         if not lane.stopped:
             lane.stopped = now
-            _signal(job, signal.SIGTERM)
+            _signal(job, signal.SIGINT)
         elif now - lane.stopped > LAST_PATIENCE:
             _signal(job, signal.SIGKILL, group=True)
         elif now - lane.stopped > PATIENCE:
-            _signal(job, signal.SIGTERM)
+            _signal(job, signal.SIGINT)
 
     def _settle(self, lane: _Lane, job: Job, folder: Path) -> None:
         """Write down how a worker ended."""

@@ -90,8 +90,7 @@ def run(app: Any, host: str, port: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # else uvicorn ends the process before workers are stopped
+    # Else uvicorn ends the process before workers are stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run()

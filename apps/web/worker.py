@@ -142,7 +142,9 @@ def main(arguments: Sequence[str]) -> int:
     if memory := int(os.environ.get(MEMORY, "0")):
         limit(resource.RLIMIT_AS, memory)
     confined(root)
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))  # saves, and ends as Ctrl-C does
+    timer = threading.Timer(
+        seconds, os.kill, (os.getpid(), signal.SIGINT)
+    )  # saves and ends; not SIGTERM, see scheduler.py
     timer.daemon = True
     timer.start()
     if command[0] == "check":

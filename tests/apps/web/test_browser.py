@@ -167,8 +167,8 @@ def test_two_visitors_make_look_at_compare_and_take_home(browser: int, server: S
         ben.page.run("document.activeElement.select()")
         ben.page.call("Input.insertText", text=words)
         if words == "a red chair":
-            ben.tab_to("e.type === 'radio' && e.closest('label')")
-            keyed(ben.page, "ArrowLeft", 37)  # from standard to draft
+            ben.tab_to("e.type === 'radio' && e.closest('label').textContent.trim() === 'draft'")
+            keyed(ben.page, " ", 32, " ")
         ben.tab_to("e.id === 'generate'")
         keyed(ben.page, "Enter", 13, "\r")
         ben.until(f"d.querySelector('h1')?.textContent === {json.dumps(words)}", 30)
