@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from recon.pycolmap_module import load_pycolmap
 from recon.sfm_watch import Watch
 from scene.errors import Interrupted
 
@@ -39,7 +40,7 @@ def map_photos(database: Path, settings: MapperSettings, total: int, deadline: f
 
     deadline: watch.elapsed at which the work ends with what is there.  Raises Interrupted when the user stops.
     """
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
     token = pycolmap.CancellationToken()
@@ -106,7 +107,7 @@ def _in_thread(
 
 def _incremental_options(settings: MapperSettings) -> Any:
     """Fewer and shorter bundle adjustments than COLMAP's defaults: a third of the time, and refine_model ends them."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads = settings.threads
@@ -130,7 +131,7 @@ def _incremental_options(settings: MapperSettings) -> Any:
 
 
 def _global_options(settings: MapperSettings) -> Any:
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     options = pycolmap.GlobalPipelineOptions()
     options.num_threads = settings.threads
@@ -145,7 +146,7 @@ def refine_model(model: Any, settings: MapperSettings, *, max_error: float = 3.0
     and a fixed one turns into wrong rotations.  Whatever comes out implausible is taken back.  Points beyond
     `max_error` px are dropped on the way.
     """
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     refined = copy.deepcopy(model)
     photos: dict[int, int] = {}
@@ -182,7 +183,7 @@ def refine_model(model: Any, settings: MapperSettings, *, max_error: float = 3.0
 
 def to_opencv(camera: Any) -> None:
     """Turn a SIMPLE_RADIAL or OPENCV camera into OPENCV, in place."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     if camera.model == pycolmap.CameraModelId.OPENCV:
         return

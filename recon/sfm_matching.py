@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from data.captures import Capture
+from recon.pycolmap_module import load_pycolmap
 from recon.sfm_features import Features, FeatureSettings, find_features, match_descriptors
 from recon.sfm_watch import Watch
 
@@ -44,7 +45,7 @@ def database_name(index: int) -> str:
 @contextmanager
 def open_database(path: Path) -> Iterator[Any]:
     """The COLMAP database at `path`, closed afterwards."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value  # its log is no use to users; failures raise
     database = pycolmap.Database.open(path)
@@ -68,7 +69,7 @@ def register_photos(database: Any, capture: Capture, model: str) -> None:
 
     A focal length from EXIF is marked as trusted; else 1.2 times the longer side, COLMAP's own guess.
     """
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     if database.num_images() == len(capture.views):
         return
@@ -98,7 +99,7 @@ def extract_features(
     database: Any, capture: Capture, settings: FeatureSettings, threads: int, watch: Watch
 ) -> list[np.ndarray]:
     """Features of all views into the database, those already there left alone. Returns the descriptors per view."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     missing = [i for i in range(len(capture.views)) if not database.exists_descriptors(i + 1)]
     stage = watch.stage("Finding features in photos", len(capture.views))
@@ -132,7 +133,7 @@ def match_pairs(
     watch: Watch,
 ) -> Matched:
     """Match and verify `pairs` in order, best first, until done or `deadline` (watch.elapsed); those there are kept."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     with open_database(path) as database:
         ids, _ = database.read_two_view_geometries()
@@ -167,7 +168,7 @@ def turned_on_the_spot(path: Path) -> bool:
     Such photos are linked by homographies H, and for one focal length all K^-1 H K are rotations.  That must be asked:
     with an unknown focal length a mapper explains a turn just as exactly by a walk past a flat wall.
     """
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     flat = pycolmap.TwoViewGeometryConfiguration.PLANAR_OR_PANORAMIC
     kinds = (flat, pycolmap.TwoViewGeometryConfiguration.PLANAR, pycolmap.TwoViewGeometryConfiguration.PANORAMIC)
@@ -199,7 +200,7 @@ def _intrinsics(camera: Any, factor: float) -> np.ndarray:
 def _match_group(
     database: Any, descriptors: Sequence[np.ndarray], group: Sequence[tuple[int, int]], ratio: float
 ) -> None:
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     floats = {i: torch.from_numpy(descriptors[i]).float() for i in {k for pair in group for k in pair}}
     with pycolmap.DatabaseTransaction(database):
@@ -210,7 +211,7 @@ def _match_group(
 
 
 def _verify_group(path: Path, group: Sequence[tuple[int, int]], options: Any) -> None:
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     handle, listing = tempfile.mkstemp(suffix=".txt", dir=path.parent)
     try:

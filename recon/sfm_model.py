@@ -16,6 +16,7 @@ from torch import Tensor
 from data.captures import Capture
 from data.colmap import ColmapImage, read_model, read_tracks
 from data.frames import PointCloud
+from recon.pycolmap_module import load_pycolmap
 from recon.sfm_frame import choose_frame
 from recon.sfm_mapping import to_opencv
 from scene.errors import InputError
@@ -48,7 +49,7 @@ def save_model(
     finished: bool,
 ) -> None:
     """Write `model` to `folder` in its final frame; `result.json` comes last and only when it is `finished`."""
-    import pycolmap
+    pycolmap = load_pycolmap()
 
     (folder / "result.json").unlink(missing_ok=True)
     for camera in model.cameras.values():
