@@ -48,7 +48,7 @@ class Page:
 
         with urlopen(Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT"), timeout=20) as answer:
             self._target = json.load(answer)
-        self._socket = connect(self._target["webSocketDebuggerUrl"], max_size=None, open_timeout=20)
+        self._socket = connect(self._target["webSocketDebuggerUrl"], ping_interval=None, max_size=None, open_timeout=20)
         self._last = 0
         self.events: list[dict[str, Any]] = []
         for domain in ("Page", "Runtime", "Network", "Log"):

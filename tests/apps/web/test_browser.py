@@ -73,8 +73,19 @@ class Visit:
         raise AssertionError(f"Tab never came to {code}")
 
     def picture_of_view(self) -> NDArray[np.uint8]:
-        """[H, W, 3] the viewer in the job's page, as the screen shows it."""
-        self.within("d.querySelector('#view').scrollIntoView({ block: 'center', behavior: 'instant' })")
+        """[H, W, 3] the viewer in the job's page, as the screen shows it, once all of it is there."""
+        end = time.monotonic() + 20
+        while True:
+            self.within("d.querySelector('#view').scrollIntoView({ block: 'center', behavior: 'instant' })")
+            time.sleep(0.3)
+            x, y, width, height = self._place_of_view()
+            picture = self.page.picture()
+            if y >= 0 and y + height <= len(picture):
+                return picture[y : y + height, max(0, x) : x + width]
+            assert time.monotonic() < end, f"the viewer stays out of the picture: {y} to {y + height}"
+
+    def _place_of_view(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the viewer on the screen."""
         box = self.page.run(
             f"""(() => {{
                 const frame = {FRAME};
@@ -84,7 +95,7 @@ class Visit:
             }})()"""
         )
         x, y, width, height = (round(value) for value in box)
-        return self.page.picture()[max(0, y) : y + height, max(0, x) : x + width]
+        return x, y, width, height
 
     def shot(self, name: str) -> None:
         if SHOTS:
@@ -214,15 +225,19 @@ def test_two_visitors_make_look_at_compare_and_take_home(browser: int, server: S
     ben.until(f"{cards}.every((c) => c.querySelector('.pill').textContent === 'done')", 240)
     ben.press("Compare")
     ben.until("[...d.querySelectorAll('iframe')].every((f) => f.src)", 90)
-    time.sleep(4)
+    box = ben.page.run(f"(({FRAME}).getBoundingClientRect().toJSON())")
+    middle = round(box["x"] + box["width"] / 2)
+    end = time.monotonic() + 60
+    while not all(shows_something(half[200:700]) for half in np.split(ben.page.picture(), [middle], axis=1)):
+        assert time.monotonic() < end, "a scene of the two stayed blank"
+        time.sleep(0.5)
+    time.sleep(1)
     before = ben.page.picture()
     ben.shot("compare")
-    box = ben.page.run(f"(({FRAME}).getBoundingClientRect().toJSON())")
     left = (box["x"] + box["width"] / 4, box["y"] + 300)
     ben.page.drag(left, (left[0] + 150, left[1]))
     time.sleep(2)
     moved = np.abs(ben.page.picture().astype(int) - before).max(axis=-1) > 24
-    middle = round(box["x"] + box["width"] / 2)
     assert moved[:, :middle].sum() > 500 and moved[:, middle:].sum() > 500  # the other scene turned with it
 
     # Nothing is wider than a phone.
