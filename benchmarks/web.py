@@ -44,7 +44,7 @@ class Seen:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 when a limit is passed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.web", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.web", description=__doc__)
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--json", type=Path)

@@ -305,7 +305,7 @@ def _widget(field: forms.Field) -> Any:
     if field.kind == "choice":
         return gr.Dropdown([("as the preset has it", ""), *field.choices], value="", **facts)
     if field.kind == "bool":
-        return gr.Checkbox(field.default, **facts)
+        return gr.Checkbox(bool(field.default), **facts)
     if field.kind == "str":
         return gr.Textbox(max_length=forms.MAX_WORDS, **facts)
     return gr.Number(None, placeholder=usual, precision=0 if field.kind == "int" else None, **facts)
