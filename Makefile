@@ -64,9 +64,9 @@ $(PEERS): tests/peer_packages/package.json $(STAMP)
 
 peers: $(PEERS)
 
-# A file of tests at a time for each processor, four at most: some take 2 GB.
+# A file of tests at a time for each processor, in their order, four at most: some take 2 GB.
 test: check $(PEERS)
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks.gaussians

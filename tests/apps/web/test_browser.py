@@ -26,6 +26,7 @@ from tests.apps.web.server import Server, running
 
 FRAME = "[...document.querySelectorAll('.maquette-frame')].filter((f) => f.getBoundingClientRect().width > 0).at(-1)"
 DESK, PHONE = (1280, 1000), (390, 844)
+OF_GRADIO = "Method not implemented."  # what its own page writes to the console now and then, and goes on
 SHOTS = os.environ.get("MAQUETTE_SCREENSHOTS")
 
 
@@ -250,7 +251,7 @@ def test_two_visitors_make_look_at_compare_and_take_home(browser: int, server: S
             settled(visit)
             visit.shot(name)
     for visit in (anna, ben):
-        assert visit.page.troubles() == []
+        assert [trouble for trouble in visit.page.troubles() if OF_GRADIO not in trouble] == []
         elsewhere = [u for u in visit.page.requests() if not u.startswith((visit.address, "data:", "blob:"))]
         assert elsewhere == []  # nothing is fetched from the net
         visit.page.close()
