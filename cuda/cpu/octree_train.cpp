@@ -107,8 +107,9 @@ class Records {
                     shade.look(packet);
                     shade.color(scene.leaves.sh, hits);
                     for (int lane = 0; lane < kRays; ++lane) {
+                        if (ids[lane] < 0) continue;
                         T* of_ray = all_basis + std::int64_t(ids[lane]) * kBasis;
-                        for (int k = 0; k < (ids[lane] < 0 ? 0 : kBasis); ++k) of_ray[k] = shade.basis[k][lane];
+                        for (int k = 0; k < kBasis; ++k) of_ray[k] = shade.basis[k][lane];
                     }
                 }
                 shade.blend(hits, sums);
