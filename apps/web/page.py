@@ -91,7 +91,7 @@ def theme() -> Any:
 def _photos(service: Service, page: Any) -> None:
     import gradio as gr
 
-    job = gr.State("")
+    job = gr.Textbox(visible="hidden")  # the draft's key; nothing of a visitor is kept in gradio's sessions
     with gr.Row():
         with gr.Column(scale=1):
             files = gr.File(label="Photos, a .zip or a video", file_count="multiple", height=190, elem_id="files")
@@ -142,7 +142,7 @@ def _photos(service: Service, page: Any) -> None:
     everything = {job, method, preset, minutes, downscale, mesh, seed} | {
         w for _, ws in groups.values() for w in ws.values()
     }
-    start.click(begin, everything, [shown, start], **private)
+    start.click(begin, everything, [shown, start], queue=False, **private)
     method.change(
         lambda name: [gr.Accordion(visible=m == ("gaussians" if name == "auto" else name)) for m in groups],
         method,
@@ -199,7 +199,7 @@ def _words(service: Service, page: Any) -> None:
 
     everything = {prompt, prior, preset, minutes, mesh, seed, *group[1].values()}
     page.load(arrive, None, shown, queue=False, api_visibility="private", show_progress="hidden")
-    start.click(begin, everything, [shown, start], api_visibility="private", show_progress="minimal")
+    start.click(begin, everything, [shown, start], queue=False, api_visibility="private", show_progress="minimal")
 
 
 def _endpoints(service: Service) -> None:

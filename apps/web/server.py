@@ -15,6 +15,7 @@ from apps.web.payload import check_payload
 from apps.web.service import Service
 
 SHUTDOWN_SECONDS = 3
+SESSIONS = 64  # of gradio that are kept; each holds a copy of the page's description, 200 KiB, and nothing of a visitor
 
 
 def prepare(empty: Path) -> Path:
@@ -57,6 +58,7 @@ def application(service: Service, *, names: Iterable[str] = (), users: Mapping[s
         css=STYLE,
         head=HEAD,
     )
+    page.state_holder.capacity = SESSIONS
     page.has_launched = True  # gradio looks at paths only then, and mounting does not say so (6.31)
     functions = frozenset(page.fns)
     endpoints = frozenset(str(function.api_name) for function in page.fns.values() if function.api_name)

@@ -53,6 +53,8 @@ class Page:
         self.events: list[dict[str, Any]] = []
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        # A tab behind another one counts as hidden: its timers are slowed down, and it has no focus.
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         self.resize(width, height)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:

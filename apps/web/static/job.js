@@ -120,6 +120,7 @@ const show = (job) => {
   const facts = [job.words || 'Starting', job.steps && `${job.step.toLocaleString('en')} of ${job.steps.toLocaleString('en')}`,
                  job.eta_s != null && `${clock(job.eta_s)} left`, job.pieces && `${job.pieces.toLocaleString('en')} parts`];
   find('#stage').textContent = facts.filter(Boolean).join(' · ');
+  find('#view').ariaBusy = String(job.renewing);
   if (job.view !== before.view && job.view) {
     find('#view').hidden = false;
     find('#view').src = `${base}/file/view?of=${job.view}`;
