@@ -21,6 +21,7 @@ from apps.devices import choose_device
 from apps.film import pictures_along, up_of, write_film
 from apps.generate_options import GenerateJob, parse_generate
 from apps.generate_stages import (
+    FILM_SIZE,
     Preview,
     film_path,
     judged,
@@ -31,7 +32,7 @@ from apps.generate_stages import (
 )
 from apps.meshing import budget, fine_mesh_file, finish
 from apps.methods import Trained, method_of, words_of
-from apps.pipeline import TURNTABLE_FPS, TURNTABLE_FRAMES, affordable_frames
+from apps.pipeline import TURNTABLE_FPS, TURNTABLE_FRAMES, affordable_film
 from apps.priors import ChosenPrior, choose_prior
 from apps.report import write_report
 from apps.run_cameras import read_cameras
@@ -239,8 +240,10 @@ class _Work:
         draw, background = trained.to(self.device).picture, read_cameras(run).background
         minutes = self.job.request.max_minutes
         left = FILM_SECONDS if minutes is None else min(FILM_SECONDS, 60 * minutes - run.seconds)
-        count = affordable_frames(lambda: draw(film_path(1)[0], background), left)
-        frames = pictures_along(draw, film_path(count), background, lambda done, all_: self.progress(done, all_, ""))
+        count, width = affordable_film(lambda wide: draw(film_path(1, wide)[0], background), left, FILM_SIZE)
+        frames = pictures_along(
+            draw, film_path(count, width), background, lambda done, all_: self.progress(done, all_, "")
+        )
         write_film(run.folder / "turntable.mp4", frames, fps=round(TURNTABLE_FPS * count / TURNTABLE_FRAMES))
         run.finish("turntable", seconds=time.monotonic() - began)
 

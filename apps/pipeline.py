@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,11 +33,12 @@ from recon import capture_check, sfm
 from scene.errors import CamerasError, InputError, Interrupted, OutOfMemory, ResourceError, is_out_of_memory
 from scene.formats import load_mesh, save_mesh
 from scene.mesh import Mesh
-from scene.mesh_extraction import MeshConfig, smaller, surface_to_mesh
+from scene.mesh_extraction import MeshConfig, evenly, smaller, surface_to_mesh
 from scene.runs import Run, StepReport
 
 SFM_SHARE = 0.4  # of --max-minutes, for the cameras
 AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.25, 40.0, 240.0  # for judging, mesh, texture, film and report; seconds
+MARCHED_SHARE = 0.33  # instead of AFTER_SHARE for scenes whose rays are marched: a picture takes up to a second
 SURFACE_SHARE = 0.5  # of the time that is left after judging, for the surface of a mesh
 LEAST_MESH_VIEWS, MOST_MESH_VIEWS = 40, MeshConfig.max_views
 FUSING_SECONDS = 0.4  # of a view beside its rendering
@@ -44,6 +46,7 @@ SHORTEST_FIT = 5.0  # seconds, for the splats of a scene that is none
 SHORTEST_TRAINING = 10.0  # seconds; less makes no scene at all
 TURNTABLE_FRAMES, TURNTABLE_WIDTH, TURNTABLE_FPS = 120, 640, 24
 LEAST_FRAMES, TURNTABLE_SECONDS = 40, 30.0  # scenes that are slow to draw get fewer frames, shown as much longer
+LEAST_WIDTH, SHORTEST_FILM = 240, 8.0  # and then smaller ones; pixels, seconds
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -94,9 +97,13 @@ def affordable(draw: Callable[[], object], seconds: float, *, least: int, most: 
     return int(max(least, min(most, seconds / max(1e-6, time.monotonic() - began + beside))))
 
 
-def affordable_frames(draw: Callable[[], object], seconds: float) -> int:
-    """Frames of a turntable."""
-    return affordable(draw, seconds, least=LEAST_FRAMES, most=TURNTABLE_FRAMES)
+def affordable_film(draw: Callable[[int], object], seconds: float, width: int) -> tuple[int, int]:
+    """Frames of a turntable and their width, at most `width`. draw: one frame of a width."""
+    began = time.monotonic()
+    draw(width)
+    one, seconds = max(1e-6, time.monotonic() - began), max(SHORTEST_FILM, seconds)
+    narrower = width * math.sqrt(min(1.0, seconds / (LEAST_FRAMES * one)))  # what a frame takes goes with its pixels
+    return int(max(LEAST_FRAMES, min(TURNTABLE_FRAMES, seconds / one))), max(min(width, LEAST_WIDTH), round(narrower))
 
 
 def affordable_views(draw: Callable[[], object], seconds: float) -> int:
@@ -198,7 +205,8 @@ class _Work:
         if kept is not None:
             return float(kept["train_seconds"])
         total = 60 * minutes
-        after = min(LONGEST_AFTER, max(SHORTEST_AFTER, AFTER_SHARE * total))
+        share = AFTER_SHARE if self.job.method == "gaussians" else MARCHED_SHARE
+        after = min(LONGEST_AFTER, max(SHORTEST_AFTER, share * total))
         seconds = max(SHORTEST_TRAINING, total - after - seconds_before(self.run))
         self.run.decide(f"Training may take {clock(seconds)}, so that everything ends within {minutes:g} minutes.")
         self.run.finish("budget", train_seconds=seconds)
@@ -304,7 +312,7 @@ class _Work:
         config = MeshConfig(faces=0, max_views=self.mesh_views(frame_of, seen))
         fine = surface_to_mesh(frame_of, seen.train, config, progress=self.progress, stop=self.stop)
         save_mesh(path, fine)
-        self.run.finish("surface", seconds=time.monotonic() - began)
+        self.run.finish("surface", seconds=time.monotonic() - began, views=config.max_views)
         return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
 
     def mesh_views(self, frame_of: FrameOf, seen: RunCameras) -> int:
@@ -326,9 +334,12 @@ class _Work:
         self.run.event()
         left = self.seconds_left(for_later=TURNTABLE_SECONDS)
         seconds = None if left is None else max(SHORTEST_FIT, left)
+        views = (self.run.finished("surface") or {}).get("views", MeshConfig.max_views)  # whose frames are there
+        cameras = evenly(read_cameras(self.run).train, int(views))
+        device, progress = self.device, self.progress
         try:
             make_splats(
-                self.run, capture, trained, frame_of, device=self.device, max_seconds=seconds, progress=self.progress
+                self.run, capture, trained, frame_of, cameras, device=device, max_seconds=seconds, progress=progress
             )
         except InputError as error:
             self.run.decide(f"No splats: {error}")
@@ -346,7 +357,9 @@ class _Work:
         draw = trained.to(self.device).picture
         left = self.seconds_left()
         seconds = TURNTABLE_SECONDS if left is None else min(TURNTABLE_SECONDS, left)
-        count = affordable_frames(lambda: draw(path_cameras(seen, "auto", 2, width)[0], seen.background), seconds)
+        count, width = affordable_film(
+            lambda wide: draw(path_cameras(seen, "auto", 2, wide)[0], seen.background), seconds, width
+        )
         path = path_cameras(seen, "auto", count, width)
         frames = pictures_along(draw, path, seen.background, lambda done, total: self.progress(done, total, ""))
         write_film(run.folder / "turntable.mp4", frames, fps=round(TURNTABLE_FPS * count / TURNTABLE_FRAMES))

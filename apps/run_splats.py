@@ -10,7 +10,6 @@ from statistics import fmean
 import torch
 
 from apps.methods import FrameOf, Progress, Trained, words_of
-from apps.run_cameras import read_cameras
 from apps.run_scene import SPLATS_FILE, Drawing, splats_picture
 from data.captures import Capture
 from recon.evaluation import evaluate
@@ -30,6 +29,7 @@ def make_splats(
     capture: Capture,
     trained: Trained,
     frame_of: FrameOf,
+    cameras: Sequence[Camera],
     *,
     device: torch.device | str = "cpu",
     max_seconds: float | None = None,
@@ -37,11 +37,10 @@ def make_splats(
 ) -> None:
     """Write splats.ply and record how well it shows held-out photos, beside the scene itself.
 
-    frame_of: the surface of `trained`.  device, max_seconds: where the splats are fitted to it, and for how long.
-    Raises InputError when the scene gives no splats.
+    frame_of: the surface of `trained`.  cameras: views to make them of.  device, max_seconds: where the splats are
+    fitted to it, and for how long.  Raises InputError when the scene gives no splats.
     """
     began = time.monotonic()
-    cameras = evenly(read_cameras(run).train, MeshConfig.max_views)  # those of the mesh: their frames may be there
     config = ConversionConfig(max_pixels=MeshConfig.max_pixels, max_seconds=max_seconds)
     splats = gaussians_from_frames(frame_of, cameras, config, device=device, progress=progress).gaussians
     save_splats(run.folder / SPLATS_FILE, splats.to(device="cpu"))

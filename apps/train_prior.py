@@ -23,9 +23,9 @@ from apps.signals import StopSignal
 from apps.time_limit import renew_limit, seconds_before
 from generation import prior_evaluation as judging
 from generation.clip import Clip, ClipLayout
-from generation.lgm import LgmNetwork
+from generation.lgm import LgmLayout, LgmNetwork
 from generation.lgm_training import lgm_loss, reconstruction_scores
-from generation.networks import MultiViewUNet
+from generation.networks import Layout, MultiViewUNet
 from generation.prior_data import (
     HELD_OUT_PART,
     PART,
@@ -58,6 +58,7 @@ from generation.prior_weights import (
     SCORER_FILE,
     About,
     load_clip,
+    load_lgm,
     load_prior_network,
     save_weights,
 )
@@ -67,10 +68,12 @@ from scene.errors import InputError, Interrupted
 from scene.files import read_json
 from scene.formats.pictures import encode_png, write_picture
 from scene.runs import Run
+from scene.untrusted import real
 
 METHOD = "train-prior"
 TRAINED = ("clip_guide", "clip_scorer", "lgm", "prior")  # stages that are given a time
 DATA_SHARE, CLIP_SHARE, LGM_SHARE, JUDGE_SHARE = 0.15, 0.1, 0.15, 0.06  # of --max-minutes; CLIP_SHARE for each of two
+WEIGHT_FILES = (PRIOR_FILE, GUIDE_FILE, SCORER_FILE, LGM_FILE)
 PROVEN = 0.97  # of the scorer on true pictures; below, what it says of samples counts for little
 SAMPLES_FILE, TRUTH_FILE = "samples.png", "truth.png"
 SHOWN = 60  # sets on a sheet
@@ -97,6 +100,9 @@ class TrainPrior:
     """cpu: pictures of 32 pixels, for two cores and two hours; gpu: 64 pixels, for one large GPU"""
     stage: Literal["all", "prior", "lgm"] = "all"
     """prior: no LGM-tiny; lgm: LGM-tiny (four views to Gaussians) and the CLIP network that its loss needs, no more"""
+    start: Annotated[Path | None, tyro.conf.arg(metavar="WEIGHTS")] = None
+    """folder of an earlier training of this size to go on from: its CLIP networks are taken as they are, and the prior
+    and LGM-tiny begin with its weights"""
     max_minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """time for everything; the learning rates then follow the clock"""
     objects: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -139,6 +145,8 @@ class TrainPrior:
                 raise InputError(f"--{name.replace('_', '-')} must lie between 1 and {most:,}, got {value:,}")
         if self.objects is not None and self.objects < 2:
             raise InputError("--objects must be at least 2: half of them for each CLIP network")
+        if self.start is not None and not any((self.start / name).is_file() for name in WEIGHT_FILES):
+            raise InputError(f"--start {self.start} holds none of {', '.join(WEIGHT_FILES)}; name a training's folder")
         if not 2 <= self.judged <= 10_000:
             raise InputError(f"--judged must lie between 2 and 10,000, got {self.judged:,}")
         if not (0 <= self.seed < 1 << 40 and 0 <= self.data_seed < 1 << 40):
@@ -207,6 +215,7 @@ def train_prior(request: TrainPrior, stop: StopSignal) -> Path:
             run = stack.enter_context(Run.open(request.out))
         else:
             options = {name: getattr(request, name) for name in RECORDED} | {"precision": precision}
+            options["start"] = None if request.start is None else str(real(request.start))
             run = stack.enter_context(Run.create(request.out, METHOD, options))
         watcher = JsonLines(stop.request) if request.json else Watcher("", PRIOR_STAGES)
         run.listeners.append(stack.enter_context(watcher))
@@ -293,6 +302,13 @@ class _Work:
         """A CLIP network, trained on the objects `rows` unless its file is there."""
         kind = "clip_guide" if stage == "clip_guide" else "clip_scorer"
         path = self.run.folder / file
+        given = self.given(file)
+        if given is not None and self.run.finished(stage) is None:
+            network, about = load_clip(given, kind)
+            check_same(given, about.layout, layout)
+            save_weights(path, network, about)
+            self.run.finish(stage, taken=str(given))
+            self.run.decide(f"{given} is taken as it is.")
         if self.run.finished(stage) is None or not path.is_file():
             network = new_network(layout, self.request.seed * 16 + number).to(self.device)
             trainer = self.trainer(network, self.recipe.clip_rate, min(self.recipe.warm_up, 100), None, number)
@@ -309,7 +325,7 @@ class _Work:
         path = run.folder / LGM_FILE
         if run.finished("lgm") is not None and path.is_file():
             return
-        network = new_network(recipe.lgm, self.request.seed * 16 + 3).to(self.device)
+        network = self.begun(new_network(recipe.lgm, self.request.seed * 16 + 3), LGM_FILE, load_lgm, recipe.lgm)
         trainer = self.trainer(network, recipe.lgm_rate, min(recipe.warm_up, 100), recipe.average, 3)
         pace = Pace(recipe.lgm_steps, self.seconds_for("lgm", None if self.request.stage == "lgm" else LGM_SHARE))
         self.go("lgm", trainer, lgm_loss(data, guide, recipe.lgm_batch), pace)
@@ -327,7 +343,8 @@ class _Work:
         if self.run.finished("prior") is not None and path.is_file():
             return
         recipe = self.recipe
-        network = new_network(recipe.layout, self.request.seed * 16).to(self.device)
+        fresh = new_network(recipe.layout, self.request.seed * 16)
+        network = self.begun(fresh, PRIOR_FILE, load_prior_network, recipe.layout)
         trainer = self.trainer(network, recipe.rate, recipe.warm_up, recipe.average, 0)
         self.go(
             "prior", trainer, prior_loss(data, guide, recipe.batch), Pace(recipe.steps, self.seconds_for("prior", None))
@@ -339,6 +356,27 @@ class _Work:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         self.run.add_metrics(steps=trainer.step, seconds_train=round(trainer.seconds, 1), parameters=parameters)
         self.run.finish("prior", steps=trainer.step, seconds=trainer.seconds, loss=trainer.loss)
+
+    def given(self, file: str) -> Path | None:
+        """A file of weights to go on from, where there is one."""
+        path = None if self.request.start is None else self.request.start / file
+        return path if path is not None and path.is_file() else None
+
+    def begun(
+        self,
+        fresh: torch.nn.Module,
+        file: str,
+        load: Callable[[Path], tuple[torch.nn.Module, About]],
+        layout: Layout | LgmLayout,
+    ) -> torch.nn.Module:
+        """A network to train, on the device: with the weights that are given, else fresh."""
+        given = self.given(file)
+        if given is not None:
+            network, about = load(given)
+            check_same(given, about.layout, layout)
+            fresh.load_state_dict(network.state_dict())
+            self.run.decide(f"The training goes on from {given}, which had {about.metrics.get('steps', 0):,.0f} steps.")
+        return fresh.to(self.device)
 
     def trainer(
         self, network: torch.nn.Module, rate: float, warm_up: int, average: float | None, number: int
@@ -424,6 +462,12 @@ class _Work:
         scores["true_hull_iou"] = judging.consistency(truth, held_out)
         scores["grain"] = judging.grain(pictures)
         return scores
+
+
+def check_same(path: Path, found: object, wanted: object) -> None:
+    """Raise InputError where weights to go on from are of another architecture."""
+    if found != wanted:
+        raise InputError(f"{path} is of another size than --size asks for; name a folder of the same size with --start")
 
 
 def told_of_lgm(scores: dict[str, float], objects: int) -> str:

@@ -43,6 +43,17 @@ class Phrase:
         own, kept = dict(self.parts), words.KEEPS_SECOND.get(self.noun, self.color)
         return own.get(first, self.color), own.get(second, kept if self.color else None)
 
+    def implies(self, other: Phrase) -> bool:
+        """Whether all that the other one says is said here too, as "a red chair with blue legs" says "a chair"."""
+        if (self.noun, self.count) != (other.noun, other.count):
+            return False
+        mine = (self.size, self.proportion, self.material, *self.colors())
+        theirs = (other.size, other.proportion, other.material, *other.colors())
+        main = words.PARTS[self.noun][:2]
+        return all(b in (None, a) for a, b in zip(mine, theirs)) and all(
+            part in main or (part, color) in self.parts for part, color in other.parts
+        )
+
     def words(self) -> list[str]:
         """The phrase as words of the grammar."""
         number = next((word for word, count in words.COUNTS.items() if count == self.count), "a")
@@ -74,6 +85,12 @@ class Caption:
     def phrases(self) -> tuple[Phrase, ...]:
         """One or two."""
         return (self.phrase,) if self.other is None else (self.phrase, self.other)
+
+    def implies(self, other: Caption) -> bool:
+        """Whether the other one, of as many things, is true of whatever this one is true of; views do not matter."""
+        mine, theirs = self.phrases(), other.phrases()
+        same = self.relation == other.relation and len(mine) == len(theirs)
+        return same and all(a.implies(b) for a, b in zip(mine, theirs))
 
     def seen_from(self, view: str | None) -> Caption:
         """The same with the words of a view, or without."""

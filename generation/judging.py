@@ -127,14 +127,14 @@ class Score:
 def scored(scorer: Clip, pictures: Tensor, prompt: str, *, among: int = AMONG, seed: int = 0) -> Score:
     """How a held-out scorer orders captions by views [V, 3, H, W] in 0..1 over white; a tie counts against the prompt.
 
-    The others are captions as training draws them, none of them of the prompt's meaning. Raises InputError for a prompt
-    with words that the scorer does not know.
+    The others are captions as training draws them that are wrong: the prompt does not imply them, as it would "a chair"
+    where it says "a red chair". Raises InputError for a prompt with words that the scorer does not know.
     """
     generator, meant = torch.Generator().manual_seed(seed), parse(prompt)
     others: dict[str, str] = {}
     while len(others) < among - 1:
         caption = sample_caption(generator, mix=PLAIN)
-        if caption.phrases() != meant.phrases():
+        if not meant.implies(caption):
             others.setdefault(caption.text(), caption.text())
     captions = [prompt, *others]
     views = scorer.image(2 * resized(pictures, scorer.layout.size) - 1).mean(0)

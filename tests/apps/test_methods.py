@@ -115,7 +115,10 @@ def test_without_held_out_photos_splats_are_held_against_the_scene_itself(
     with Run.open(made) as run, open_capture(ball) as capture:
         capture = replace(capture, test=())
         trained = trained_scene(run)
-        run_splats.make_splats(run, capture, trained, trained.surface, progress=lambda done, total, message: None)
+        cameras = read_cameras(run).train
+        run_splats.make_splats(
+            run, capture, trained, trained.surface, cameras, progress=lambda done, total, message: None
+        )
         record = run.finished("splats") or {}
     assert "psnr" not in record
     assert record["alike_db"] > 12
@@ -268,13 +271,20 @@ def test_the_fit_of_the_splats_takes_what_the_time_has_left(
     assert limits == [None, pytest.approx(expected, abs=5)]
 
 
-def test_the_turntable_has_as_many_frames_as_there_is_time_for() -> None:
-    def slow() -> None:
+def test_the_turntable_has_as_many_frames_as_there_is_time_for_and_then_smaller_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(width: int) -> None:
         time.sleep(0.02)
 
-    assert pipeline.LEAST_FRAMES == pipeline.affordable_frames(slow, -5) == pipeline.affordable_frames(slow, 0.1)
-    assert pipeline.LEAST_FRAMES < pipeline.affordable_frames(slow, 1.6) <= 80
-    assert pipeline.affordable_frames(lambda: None, 30) == pipeline.TURNTABLE_FRAMES
+    monkeypatch.setattr(pipeline, "SHORTEST_FILM", 0.1)
+    least, (frames, width) = pipeline.LEAST_FRAMES, pipeline.affordable_film(slow, 0.4, 640)
+    assert frames == least and 300 <= width <= 640 * 0.5**0.5  # half the time it takes: half the pixels
+    assert pipeline.affordable_film(slow, -5, 640) == (least, pipeline.LEAST_WIDTH)
+    assert pipeline.affordable_film(slow, -5, 100) == (least, 100)
+    frames, width = pipeline.affordable_film(slow, 1.6, 640)
+    assert least < frames <= 80 and width == 640
+    assert pipeline.affordable_film(lambda width: None, 30, 640) == (pipeline.TURNTABLE_FRAMES, 640)
 
 
 def test_a_mesh_is_made_of_as_many_views_as_there_is_time_for() -> None:

@@ -173,6 +173,25 @@ def test_lgm_can_be_trained_alone_first_and_the_rest_later(
     assert same(whole, out)
 
 
+def test_a_training_begins_with_the_weights_of_an_earlier_one(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "on"
+    options = ["--start", str(whole), *FEW, "--clip-steps", "2", "--lgm-steps", "1", "--steps", "1"]
+    train_prior.main(["--out", str(out), *options])
+    for name in (GUIDE_FILE, SCORER_FILE):
+        first, second = (load_file(folder / name) for folder in (whole, out))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    before, after = (load_prior_network(folder / PRIOR_FILE)[0].state_dict() for folder in (whole, out))
+    moved = max(float((before[key] - after[key]).abs().max()) for key in before)
+    assert 0 < moved < 0.02  # one step of at most 6e-4, kept in half precision
+    assert "goes on from" in (out / "progress.json").read_text()
+    assert cli.run(["train-prior", "--out", str(tmp_path / "x"), "--start", str(tmp_path)]) == 2
+    assert "--start" in capfd.readouterr().err
+    assert cli.run(["train-prior", "--out", str(tmp_path / "y"), "--size", "gpu", *FEW, "--start", str(whole)]) == 2
+    assert "another size" in capfd.readouterr().err
+
+
 def test_json_lines_are_all_that_stdout_gets(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train_prior.main(["--out", str(whole), "--resume", "--json"])  # nothing is left to do
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

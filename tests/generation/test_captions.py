@@ -137,6 +137,31 @@ def test_one_color_settles_both_main_parts_save_where_the_second_is_kept() -> No
     assert is_held_out(Caption(phrase)) and is_held_out(Caption(Phrase("table"), "next to", phrase))
 
 
+@pytest.mark.parametrize(
+    ("text", "implied", "not_implied"),
+    [
+        (
+            "a house with white walls and red roof",
+            ("a house", "a photo of a house", "a house with red roof", "a house with red roof and white walls"),
+            ("a white house with blue door", "a tall house", "a house with red walls", "two houses", "a car"),
+        ),
+        ("a snowman with white body and black hat", ("a white snowman",), ("a snowman with white body and red hat",)),
+        (
+            "a tall wooden table",
+            ("a table", "a wooden table"),
+            ("a red table", "a short table", "a tall metallic table"),
+        ),
+        ("a red chair next to a table", ("a chair next to a table",), ("a chair on top of a table", "a chair")),
+        ("a chair", (), ("a red chair", "a small chair", "three chairs")),
+    ],
+)
+def test_words_imply_what_says_no_more(text: str, implied: tuple[str, ...], not_implied: tuple[str, ...]) -> None:
+    caption = parse(text)
+    assert caption.implies(caption)
+    assert [other for other in implied if not caption.implies(parse(other))] == []
+    assert [other for other in not_implied if caption.implies(parse(other))] == []
+
+
 def test_the_same_seed_says_the_same() -> None:
     assert sampled(50, seed=5) == sampled(50, seed=5) != sampled(50, seed=6)
 
