@@ -8,6 +8,7 @@ meshes by the depth that they show.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -31,6 +32,8 @@ from scene.volume_rendering import frame_of, render_grid
 from scene.voxel_grid import VoxelGrid, new_grid
 
 MESH_VOXELS, MESH_FACES = 128, 50_000
+POINTS_AT_ONCE = 1 << 16
+LEAST_SOFT = 1e-6  # optical depth of a step where there is nothing
 SMALL_LEVELS = HashLevels(levels=8, log2_rows=14, growth=1.346)  # up to 128 cells
 
 
@@ -104,25 +107,8 @@ class GridTarget(Target):
         axis = torch.linspace(-c.half, c.half, c.voxels, device=device)
         away = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
         density = c.outside + (c.rise * (1 - away / c.ball)).clamp(min=c.deepest)
-        self.grid = self._grid(density, torch.zeros(c.voxels**3, 3, device=device))
+        self.grid = filled_grid(density, torch.zeros(c.voxels**3, 3, device=device), c)
         self._own()
-
-    def _grid(self, density: Tensor, features: Tensor) -> VoxelGrid:
-        """A grid in which something may grow everywhere. density: [X, X, X].  features: [X^3, 3]."""
-        c, size, device = self.config, density.shape[0], density.device
-        box = torch.tensor([[-c.half] * 3, [c.half] * 3], device=device)
-        frame = GridFrame(Space("bounded", torch.eye(4, device=device)), box, (size, size, size))
-        grid = new_grid(
-            frame,
-            torch.ones(frame.size, dtype=torch.bool, device=device),
-            channels=3,
-            head="rgb",
-            mlp=None,
-            shifts=torch.zeros(size, device=device),
-            interval=c.interval,
-            threshold=c.threshold,
-        )
-        return replace(grid, density=density.contiguous(), features=features.contiguous(), step=c.step)
 
     def _own(self) -> None:
         self.grid.density.requires_grad_()
@@ -147,28 +133,47 @@ class GridTarget(Target):
 
     def refined(self, voxels: int) -> bool:
         """The same field on a finer or coarser grid; optical depths of steps stay."""
-        old = self._still()
+        old = self.voxel_grid()
         side = old.frame.size[0]
         if side == voxels:
             return False
         channels = torch.cat([old.density[None], old.features.T.reshape(3, side, side, side)])
         size = (voxels, voxels, voxels)
         fine = functional.interpolate(channels[None], size, mode="trilinear", align_corners=True)[0]
-        self.grid = self._grid(fine[0], fine[1:].flatten(1).T)
+        self.grid = filled_grid(fine[0], fine[1:].flatten(1).T, self.config)
         self._own()
         return True
 
-    def _still(self) -> VoxelGrid:
+    def voxel_grid(self) -> VoxelGrid:
+        """The grid as it stands, without gradients."""
         grid = self.grid
         return replace(grid, density=grid.density.detach(), features=grid.features.detach())
 
     def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
-        still, black = self._still(), torch.zeros(3)
+        still, black = self.voxel_grid(), torch.zeros(3)
         return surface_to_mesh(
             lambda camera: frame_of(render_grid(still, camera, black), camera),
             cameras,
             config or MeshConfig(voxels=MESH_VOXELS, faces=MESH_FACES),
         )
+
+
+def filled_grid(density: Tensor, features: Tensor, config: GridConfig) -> VoxelGrid:
+    """A grid in which something may grow everywhere. density: [X, X, X] raw.  features: [X^3, 3] before a sigmoid."""
+    c, size, device = config, density.shape[0], density.device
+    box = torch.tensor([[-c.half] * 3, [c.half] * 3], device=device)
+    frame = GridFrame(Space("bounded", torch.eye(4, device=device)), box, (size, size, size))
+    grid = new_grid(
+        frame,
+        torch.ones(frame.size, dtype=torch.bool, device=device),
+        channels=3,
+        head="rgb",
+        mlp=None,
+        shifts=torch.zeros(size, device=device),
+        interval=c.interval,
+        threshold=c.threshold,
+    )
+    return replace(grid, density=density.contiguous(), features=features.contiguous(), step=c.step)
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,22 @@ class HashTarget(Target):
     def refined(self, voxels: int) -> bool:
         """Its resolutions stay."""
         return False
+
+    @torch.no_grad()
+    def voxel_grid(self, voxels: int) -> VoxelGrid:
+        """The field at the corners of a grid, for everything that shows grids. voxels: along an edge."""
+        c, still = GridConfig(half=self.config.half, voxels=voxels), self.occupancy
+        device = self.field.table.device
+        axis = torch.linspace(-c.half, c.half, voxels, device=device)
+        points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
+        found = [self.field(some, some) for some in points.split(POINTS_AT_ONCE)]
+        sigma, rgb = (torch.cat([each[i] for each in found]) for i in (0, 1))
+        # softplus(raw) interval = sigma times the distance of samples
+        soft = (sigma * (c.step * 2 * c.half / (voxels - 1)) / c.interval).clamp(min=LEAST_SOFT)
+        raw = soft + torch.log(-torch.expm1(-soft))
+        x, y, z = ((points - still.frame.box[0]) * still.frame.voxels_per_unit).round().long().unbind(-1)
+        raw = torch.where(still.occupied[x, y, z], raw, math.log(LEAST_SOFT))
+        return filled_grid(raw.view(voxels, voxels, voxels), rgb.logit(1e-4), c)
 
     def memory(self) -> dict[str, Tensor]:
         seen = self.occupancy

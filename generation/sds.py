@@ -1,8 +1,9 @@
 """Score distillation onto a voxel grid: `maquette generate --method sds`, as DreamFusion (2209.14988) began it.
 
-The scene is a grid with one colour a voxel (`scenes.py`), seen by all views of the prior at once as in MVDream
-(2308.16512); what changes it is one of the methods of `distill.py`. Coarse first: half as many pixels and voxels along
-a side. With a time limit the numbers of steps that time does not allow for are left out, so that every schedule ends.
+The scene is a grid with one colour a voxel, or a hash grid (`scenes.py`), seen by all views of the prior at once as in
+MVDream (2308.16512); what changes it is one of the methods of `distill.py`. Coarse first: half as many pixels and
+voxels along a side. With a time limit the numbers of steps that time does not allow for are left out, so that every
+schedule ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from generation.guidance import Guidance
 from generation.guidance_schedules import Times, stretched
 from generation.lora import LoraConfig
 from generation.priors import Prior
-from generation.scenes import GridConfig, GridTarget, Rings
+from generation.scenes import GridConfig, GridTarget, HashConfig, HashTarget, Rings, Target
 from generation.second_model import SecondConfig, sentence_of
 from generation.view_prompts import ViewRule
 from generation.views import ViewRange
@@ -56,6 +57,9 @@ class Config:
     """steps, each from one set of views"""
     pixels: int = 64
     """of a view's side; a prior of smaller pictures gets its own size"""
+    target: Literal["grid", "hash"] = "grid"
+    """what is changed: a voxel grid, or a hash grid with a small network (Instant-NGP), which the voxel grid is then
+    filled from, twice as fine"""
     voxels: int = 64
     """along an edge of the grid"""
     coarse: float = 0.5
@@ -138,8 +142,7 @@ def train(
     Interrupted when `stop()` says so (after saving).
     """
     options = options_of(config, prior, seed)
-    work = Distillation(prompt, prior, GridTarget(GridConfig(voxels=options.stages[0].voxels), device), options,
-                        image=image)  # fmt: skip
+    work = Distillation(prompt, prior, new_target(config, options, seed, device), options, image=image)
     spent = 0.0
     if resume is not None:
         work.restore(resume)
@@ -168,12 +171,30 @@ def train(
         if now - last_report > 0.5 or work.next == options.steps:
             last_report = now
             left = (now - began - at_first) / max(1, work.next - first) * (options.steps - work.next)
-            cells = work.target.parameters()["density"].numel()
-            on_step(StepReport(work.next, options.steps, step.loss, None, cells, left))
+            on_step(StepReport(work.next, options.steps, step.loss, None, pieces_of(work.target), left))
     save(checkpoint())
-    assert isinstance(work.target, GridTarget)
-    grid = work.target.grid
-    return cleaned(replace(grid, density=grid.density.detach(), features=grid.features.detach()))
+    return cleaned(grid_of(work.target, config))
+
+
+def new_target(config: Config, options: SceneConfig, seed: int, device: torch.device | str) -> GridTarget | HashTarget:
+    """The scene to begin with, a soft ball."""
+    if config.target == "hash":
+        return HashTarget(HashConfig(samples=max(HashConfig.samples, config.voxels), seed=seed), device)
+    return GridTarget(GridConfig(voxels=options.stages[0].voxels), device)
+
+
+def grid_of(target: Target, config: Config) -> VoxelGrid:
+    """What was distilled, as the voxel grid that a run keeps."""
+    if isinstance(target, HashTarget):
+        return target.voxel_grid(min(MOST_VOXELS, 2 * config.voxels))
+    assert isinstance(target, GridTarget)
+    return target.voxel_grid()
+
+
+def pieces_of(target: Target) -> int:
+    """Voxels, or rows of the hash table."""
+    first = next(iter(target.parameters().values()))
+    return first.numel() if isinstance(target, GridTarget) else len(first)
 
 
 def options_of(config: Config, prior: Prior, seed: int) -> SceneConfig:

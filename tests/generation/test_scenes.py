@@ -199,6 +199,11 @@ def test_a_hash_grid_learns_pictures_of_a_ball_of_three_colours() -> None:
         error = (target.render(new, torch.zeros(3)).rgb - pictures(new, 0.0)).square().mean()
     assert -10 * math.log10(float(error)) > 24  # the silhouette is one pixel wide
     assert float(target.occupancy.occupied.float().mean()) < 0.6
+    grid = target.voxel_grid(48)  # what a run keeps
+    with torch.no_grad():
+        shown = torch.stack([render_grid(grid, camera, torch.zeros(3)).rgb.permute(2, 0, 1) for camera in new])
+        loss = (shown - target.render(new, torch.zeros(3)).rgb).square().mean()
+    assert -10 * math.log10(float(loss)) > 30
 
 
 def test_a_hash_grid_is_made_and_refreshed_by_its_seeds() -> None:
