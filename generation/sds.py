@@ -46,6 +46,7 @@ LEAST_PIXELS, MOST_PIXELS, MOST_VOXELS = 8, 512, 256
 SOLID = 0.05  # alpha of a step from which a voxel is part of something
 SMALL_PART = 0.02  # share of the largest part's voxels below which a part is left over, not meant
 FRONT, VSD_FRONT = 45.0, 30.0  # degrees of the front view to each side; ProlificDreamer's is narrower
+SPARSITY = {"grid": 0.08, "hash": 0.02}  # a hash grid gets holes where 0.08 meets colours like the background's
 PUBLISHED_STEPS = 10_000  # that the schedules of published methods are made for
 
 
@@ -77,8 +78,8 @@ class Config:
     """of views in a step; default 1, and 4 for priors of single views"""
     members: int = 16
     """objects that the bank prior makes of the prompt"""
-    sparsity: float = 0.08
-    """weight of a pixel's opacity beside its colours"""
+    sparsity: float | None = None
+    """weight of a pixel's opacity beside its colours; default 0.08, and 0.02 for a hash grid"""
     opaqueness: float = 0.0
     """weight of how undecided a pixel's opacity is between 0 and 1"""
     total_variation: float = 0.0
@@ -97,7 +98,6 @@ class Config:
             ("voxels", 8, MOST_VOXELS),
             ("coarse", 0.0, 1.0),
             ("members", 1, 256),
-            ("sparsity", 0.0, 1e6),
             ("opaqueness", 0.0, 1e6),
             ("total_variation", 0.0, 1e6),
             ("lora_rank", 1, 1024),
@@ -107,6 +107,8 @@ class Config:
             if not least <= getattr(self, name) <= most:
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{flag} must lie between {least:,} and {most:,}, got {getattr(self, name):,}")
+        if self.sparsity is not None and not 0 <= self.sparsity <= 1e6:
+            raise InputError(f"--sparsity must lie between 0 and 1,000,000, got {self.sparsity}")
         if self.sets is not None and not 1 <= self.sets <= 64:
             raise InputError(f"--sets must lie between 1 and 64, got {self.sets:,}")
         if self.scale is not None and not 0 <= self.scale <= 1000:
@@ -213,7 +215,7 @@ def options_of(config: Config, prior: Prior, seed: int) -> SceneConfig:
         views=Rings() if bank else ViewRange(),
         rule=ViewRule(VSD_FRONT if guidance.method == "vsd" else FRONT, words=not embedded and prior.views == 1),
         negative=config.negative,
-        sparsity=config.sparsity,
+        sparsity=SPARSITY[config.target] if config.sparsity is None else config.sparsity,
         opaqueness=config.opaqueness,
         total_variation=config.total_variation,
         second=SecondConfig(LoraConfig(config.lora_rank, rate=config.lora_rate)),
