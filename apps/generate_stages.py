@@ -71,7 +71,7 @@ def texture_views(draw: Drawing, cameras: Sequence[Camera]) -> list[PhotoView]:
     return [PhotoView(camera, loader(camera)) for camera in evenly(cameras, TEXTURED_VIEWS)]
 
 
-def film_path(frames: int, size: int = FILM_SIZE) -> list[Camera]:
+def film_path(frames: int, size: int) -> list[Camera]:
     """One turn around the object, from its front on, in square pictures of an even number of pixels."""
     even = size - size % 2
     return [orbit_camera(360 * i / frames, FILM_ELEVATION, FOV, DISTANCE, even) for i in range(frames)]

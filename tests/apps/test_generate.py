@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="the
 def small() -> Any:
     """Short films of small pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate_stages, "FILM_SIZE", 32)
+        patch.setattr(generate, "FILM_SIZE", 32)
         patch.setattr(pipeline, "LEAST_FRAMES", 2)
         patch.setattr(pipeline, "TURNTABLE_FRAMES", 4)
         yield

@@ -76,7 +76,7 @@ def limit_of(run: Path) -> tuple[float, str]:
 @compiled
 def test_an_endless_generation_ends_when_it_is_given_less_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "SHORTEST_TRAINING", 0.5)
-    monkeypatch.setattr(generate_stages, "FILM_SIZE", 32)
+    monkeypatch.setattr(generate, "FILM_SIZE", 32)
     monkeypatch.setattr(pipeline, "TURNTABLE_FRAMES", 4)
     monkeypatch.setattr(pipeline, "LEAST_FRAMES", 2)
     small = ("--pixels", "16", "--voxels", "16", "--members", "2", "--faces", "300", "--prior", "bank", *ENDLESS)
