@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from apps import generate, generate_stages, pipeline, train_prior
+from apps import generate, pipeline, train_prior
 from apps.console import Watcher
 from apps.generate_options import parse_generate
 from apps.options import parse_recon
