@@ -40,8 +40,8 @@ class Generate:
     method: Literal["auto", "sds"] = "auto"
     """how words become a scene; auto: sds, score distillation onto a voxel grid"""
     prior: str = "embedded"
-    """what knows pictures: embedded (trained weights where there are any that know the words, else the bank), bank,
-    trained, or a model by its folder or hub id: what maquette train-prior wrote, or a pipeline of diffusers"""
+    """what knows pictures: embedded (trained weights where there are good ones that know the words, else the bank),
+    bank, trained, or a model by its folder or hub id: what maquette train-prior wrote, or a pipeline of diffusers"""
     allow_download: bool = False
     """fetch a hub id that is not on this machine yet; without this flag nothing is ever downloaded"""
     image: Annotated[Path | None, tyro.conf.arg(metavar="REF")] = None

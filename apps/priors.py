@@ -1,4 +1,4 @@
-"""Which prior a prompt gets: embedded weights that know the words, the bank, or what --prior says."""
+"""Which prior a prompt gets: embedded weights that are good and know the words, the bank, or what --prior says."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from apps.generate_options import EMBEDDED
 from generation.bank_prior import BankConfig, BankPrior
 from generation.captions import parse
 from generation.clip import Clip
-from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, load_clip
+from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, load_clip, load_prior_network
 from generation.priors import Prior
 from generation.trained_prior import TrainedPrior, tokens_of
 from scene.errors import InputError
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "priors"
+PROVEN = {"sample_exact": 0.75, "sample_kind": 0.92}
+"""Of samples of held-out captions: the right one of 100 captions, the right kind of thing."""
 OTHER = (
     "for other words give --prior FOLDER|HUB_ID, such as a Stable Diffusion in the layout of diffusers "
     "(--allow-download fetches it)"
@@ -59,7 +61,7 @@ def choose_prior(
             f"--prior trained: there is no {PRIOR_FILE} in {WEIGHTS}; make one with maquette train-prior and name its "
             "folder with --prior"
         )
-    if file is not None and wanted != "bank" and (wanted == "trained" or _knows(said)):
+    if file is not None and wanted != "bank" and (wanted == "trained" or (_proven(file) and _knows(said))):
         return _trained(file.parent, "trained", said, pictured, device)
     try:
         captions = [parse(text).text() for text in said]
@@ -82,6 +84,12 @@ def embedded_clip(kind: Literal["clip_guide", "clip_scorer"]) -> Clip | None:
     """The network that guides, or the one that only judges, whether a prior comes beside it or not; None without."""
     file = embedded_file({"clip_guide": GUIDE_FILE, "clip_scorer": SCORER_FILE}[kind])
     return None if file is None else load_clip(file, kind)[0]
+
+
+def _proven(file: Path) -> bool:
+    """Whether weights came close enough to true pictures, by their own header, to be taken before the bank."""
+    scores = load_prior_network(file)[1].metrics
+    return all(scores.get(name, 0.0) >= least for name, least in PROVEN.items())
 
 
 def _knows(texts: list[str]) -> bool:

@@ -21,8 +21,11 @@ from apps import cli, generate, generate_stages, pipeline, priors
 from apps.console import STAGES
 from apps.generate_options import is_generated, job_of_generated, parse_generate
 from apps.signals import StopSignal
+from generation.judging import judged_cameras
 from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, About, save_weights
+from generation.priors import Condition
 from generation.sds import PRESETS, Config
+from generation.trained_prior import TrainedPrior
 from scene.errors import InputError, Interrupted
 from scene.ops import native
 from scene.runs import EVENT_KEYS, METRIC_KEYS, read_events
@@ -196,11 +199,14 @@ def choose(wanted: str = "embedded", prompt: str = PROMPT) -> priors.ChosenPrior
     return priors.choose_prior(wanted, prompt, None, allow_download=False, **options)
 
 
+GOOD = {"sample_exact": 0.75, "sample_kind": 0.92}
+
+
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "priors" / "toy"
     folder.mkdir(parents=True)
-    save_weights(folder / PRIOR_FILE, toy_network(), About("prior", TOY_LAYOUT, 0, "abc", {"sample_exact": 0.5}))
+    save_weights(folder / PRIOR_FILE, toy_network(), About("prior", TOY_LAYOUT, 0, "abc", GOOD))
     save_weights(folder / GUIDE_FILE, toy_guide(), About("clip_guide", TOY_GUIDE, 0, "abc", {}))
     save_weights(folder / SCORER_FILE, toy_guide(1), About("clip_scorer", TOY_GUIDE, 0, "abc", {}))
     monkeypatch.setattr(priors, "WEIGHTS", tmp_path / "priors")
@@ -208,7 +214,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_weights_that_know_the_words_come_first_then_the_bank(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose().name == "trained" and choose().facts["sample_exact"] == 0.5
+    assert choose().name == "trained" and choose().facts["sample_exact"] == 0.75
     assert choose("bank").name == "bank"
     assert choose(str(weights)).name == str(weights)
     assert priors.embedded_clip("clip_scorer") is not None
@@ -218,6 +224,24 @@ def test_weights_that_know_the_words_come_first_then_the_bank(weights: Path, mon
     assert choose().name == "bank" and priors.embedded_clip("clip_scorer") is None
     with pytest.raises(InputError, match="maquette train-prior"):
         choose("trained")
+
+
+@pytest.mark.parametrize("scores", [{}, {**GOOD, "sample_exact": 0.74}, {**GOOD, "sample_kind": 0.91}])
+def test_weights_that_are_not_good_enough_wait_until_they_are_asked_for(
+    weights: Path, scores: dict[str, float]
+) -> None:
+    save_weights(weights / PRIOR_FILE, toy_network(), About("prior", TOY_LAYOUT, 0, "abc", scores))
+    assert choose().name == "bank" and choose("trained").name == "trained"
+
+
+def test_the_weights_that_come_with_maquette_make_pictures_of_words() -> None:
+    prior = choose("trained", "a green cactus").prior
+    assert isinstance(prior, TrainedPrior) and prior.views == 4 and prior.guide is not None
+    cameras = judged_cameras(32)
+    found = prior.sample(Condition(("a green cactus",) * 4, cameras), torch.Generator().manual_seed(0), steps=10)
+    pictures = prior.decode(found)
+    middle = pictures[:, :, 10:22, 12:20].mean((0, 2, 3))
+    assert float(middle[1] - middle[0]) > 0.05 and float(middle[1] - middle[2]) > 0.05, middle  # green
 
 
 def test_trained_weights_make_a_scene_that_the_scorer_judges(weights: Path, tmp_path: Path) -> None:
