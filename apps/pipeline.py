@@ -90,25 +90,23 @@ def reconstruct(job: ReconJob, stop: StopSignal) -> Path:
     return job.out
 
 
-def affordable(draw: Callable[[], object], seconds: float, *, least: int, most: int, beside: float = 0.0) -> int:
-    """How many pictures there is time for, by what one takes: `draw` and `beside` seconds. From least to most."""
+def seconds_of(draw: Callable[[], object]) -> float:
+    """What one picture takes."""
     began = time.monotonic()
     draw()
-    return int(max(least, min(most, seconds / max(1e-6, time.monotonic() - began + beside))))
+    return max(1e-6, time.monotonic() - began)
 
 
 def affordable_film(draw: Callable[[int], object], seconds: float, width: int) -> tuple[int, int]:
     """Frames of a turntable and their width, at most `width`. draw: one frame of a width."""
-    began = time.monotonic()
-    draw(width)
-    one, seconds = max(1e-6, time.monotonic() - began), max(SHORTEST_FILM, seconds)
+    one, seconds = seconds_of(lambda: draw(width)), max(SHORTEST_FILM, seconds)
     narrower = width * math.sqrt(min(1.0, seconds / (LEAST_FRAMES * one)))  # what a frame takes goes with its pixels
     return int(max(LEAST_FRAMES, min(TURNTABLE_FRAMES, seconds / one))), max(min(width, LEAST_WIDTH), round(narrower))
 
 
 def affordable_views(draw: Callable[[], object], seconds: float) -> int:
     """Views of a mesh."""
-    return affordable(draw, seconds, least=LEAST_MESH_VIEWS, most=MOST_MESH_VIEWS, beside=FUSING_SECONDS)
+    return int(max(LEAST_MESH_VIEWS, min(MOST_MESH_VIEWS, seconds / (seconds_of(draw) + FUSING_SECONDS))))
 
 
 class _Work:

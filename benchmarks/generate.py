@@ -12,6 +12,7 @@ prompts are one of each kind of thing; the other 20 name combinations of colours
     fronts     views of four that show the front, of things that have one, told by a part of true objects (snowman nose,
                chair back) that no prior had a hand in; 1 is right, more is Janus
     rank       place of the prompt among 100 captions by the scorer, which takes part in no loss; where it is installed
+    right_kind whether the caption that the scorer puts first names the same kind of thing
     seconds, peak MB   of the whole command
 
 Below the table: medians, and shares with a one-sided bound that holds at 90 % (bootstrap over prompts).
@@ -39,6 +40,7 @@ from apps.priors import embedded_clip
 from apps.run_scene import trained_scene
 from benchmarks.common import HostLoad, record, table, write_json
 from generation.bank_prior import BankConfig, BankPrior
+from generation.caption_parsing import parse_caption
 from generation.clip import Clip
 from generation.judging import (
     judged_cameras,
@@ -122,6 +124,7 @@ class Judged:
     hull: float | None = None
     fronts: int | None = None
     rank: int | None = None
+    right_kind: bool | None = None
     seconds: float | None = None
     peak_mb: float | None = None
     failed: str | None = None
@@ -192,6 +195,11 @@ def chamfer_percent(mesh: Mesh, truth: ObjectModel) -> float:
     return float(50 * (float(accuracy) + completeness) / float((high - low).norm()))
 
 
+def kind(caption: str) -> str:
+    """The noun of the first thing that a caption names."""
+    return parse_caption(caption).phrase.noun
+
+
 def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | None) -> tuple[Judged, Tensor]:
     """A finished run's figures, and its views."""
     pictures = views(folder)
@@ -203,6 +211,7 @@ def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | Non
     if (folder / "mesh_fine.ply").is_file():
         mesh = load_mesh(folder / "mesh_fine.ply")
         iou, chamfer = volume_iou(mesh, truth), chamfer_percent(mesh, truth)
+    score = None if scorer is None else scored(scorer, pictures, prompt)
     found = Judged(
         prompt,
         psnr=sides.psnr,
@@ -210,7 +219,10 @@ def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | Non
         chamfer=chamfer,
         hull=hull_iou(2 * pictures - 1, judged_cameras(SIZE)),
         fronts=None if fronts is None else sum(fronts),
-        rank=None if scorer is None else scored(scorer, pictures, prompt).rank,
+        rank=None if score is None else score.rank,
+        right_kind=None
+        if score is None
+        else parse_caption(score.best).phrase.noun == parse_caption(prompt).phrase.noun,
         seconds=metrics["seconds_total"],
         peak_mb=metrics["peak_memory_mb"],
     )
@@ -234,7 +246,8 @@ def summary(found: Sequence[Judged]) -> dict[str, Any]:
         if values := of(name):
             result[name] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
             result[name]["bound"] = lower_bound(values, statistics.median)
-    for name, right in (("one_front", [n == 1 for n in of("fronts")]), ("first_of_100", [n == 1 for n in of("rank")])):
+    shares = {"one_front": "fronts", "first_of_100": "rank", "right_kind": "right_kind"}  # 1 is right
+    for name, right in ((name, [n == 1 for n in of(field)]) for name, field in shares.items()):
         if right:
             result[name] = {
                 "share": statistics.fmean(right),

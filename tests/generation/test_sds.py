@@ -28,7 +28,8 @@ def bank(pixels: int = 24, members: int = 4) -> BankPrior:
     return BankPrior([PROMPT], BankConfig(members=members, size=pixels, samples=1))
 
 
-@pytest.mark.parametrize(("k", "target", "least"), [(0, "grid", 20.0), (2, "grid", 20.0), (2, "hash", 19.0)])
+# A hash grid is at 19.8 dB after so few steps.
+@pytest.mark.parametrize(("k", "target", "least"), [(0, "grid", 20.0), (2, "grid", 20.0), (2, "hash", 19.5)])
 def test_a_picture_decides_which_object_is_made(k: int, target: Literal["grid", "hash"], least: float) -> None:
     prior = bank()
     truth = reference_pictures(prior.members(PROMPT), 24)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,6 @@ def test_a_job_outlives_a_kill_of_the_server(tmp_path: Path) -> None:
 
 def worked_until(visitor: Visitor, job: str, log: Path, t: float) -> None:
     """Wait until the run has worked for `t` seconds."""
-    import time
-
     end = time.monotonic() + 120
     while not log.is_file() or last_event_time(log) < t:
         now = visitor.status(job)
