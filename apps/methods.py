@@ -100,6 +100,13 @@ class Method(Protocol):
         """Colour and depth of the surface."""
         ...
 
+    def live(self, checkpoint: Checkpoint, config: Any) -> FrameOf:
+        """Colour and depth of the scene that a checkpoint holds so far. Raises InputError: the file is not trusted.
+
+        The Gaussians' module has none: their checkpoints hold splats.
+        """
+        ...
+
     def counts(self, scene: Any) -> tuple[int, int]:
         """Primitives and parameters."""
         ...

@@ -42,7 +42,7 @@ Drawing = Callable[[Camera, Tensor], Tensor]
 
 def trained_scene(run: Run) -> Trained:
     """The scene of a run as its method left it. Raises InputError when training has not finished."""
-    method, config = _settings(run)
+    method, config = settings(run)
     module = method_of(method)
     path = run.folder / module.SCENE_FILE
     if not path.is_file():
@@ -50,7 +50,7 @@ def trained_scene(run: Run) -> Trained:
     return Trained(method, module, config, module.load_scene(path))
 
 
-def _settings(run: Run) -> tuple[str, Any]:
+def settings(run: Run) -> tuple[str, Any]:
     """The method of a run and its options, whether photos or words came in."""
     generated = run.config.get("method") in GENERATORS
     job = job_of_generated(run.folder) if generated else job_of_run(run.folder)
@@ -110,7 +110,7 @@ def cuts(done: Edits) -> bool:
 
 def splats_antialias(run: Run) -> bool:
     """Whether the splats of a run are drawn with Mip-Splatting's filter, as they were trained."""
-    config = _settings(run)[1]
+    config = settings(run)[1]
     return isinstance(config, gaussians.Config) and config.antialias
 
 

@@ -1,4 +1,6 @@
-"""Splats made of a run's scene that is something else: RUN/splats.ply, and what they lose against it."""
+"""Splats made of a run's scene that is something else: RUN/splats.ply, and what they lose against it; and quick ones
+of its last checkpoint, to be looked at while it trains.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 import torch
 
-from apps.methods import FrameOf, Progress, Trained, words_of
-from apps.run_scene import SPLATS_FILE, Drawing, splats_picture
+from apps.methods import FrameOf, Progress, Trained, method_of, words_of
+from apps.run_cameras import read_cameras
+from apps.run_scene import SPLATS_FILE, Drawing, settings, splats_picture
 from data.captures import Capture
 from recon.evaluation import evaluate
 from scene.cameras import Camera
@@ -22,6 +26,7 @@ from scene.metrics import psnr
 from scene.runs import Run
 
 COMPARED_VIEWS = 8
+LIVE = ConversionConfig(splats=60_000, sh_degree=0, steps=0, max_views=24, max_pixels=200 * 200)
 
 
 def make_splats(
@@ -57,6 +62,21 @@ def make_splats(
         scores["alike_db"] = likeness(draw, trained, cameras)
         run.event(f"{len(splats):,} splats made of the {scene}: {scores['alike_db']:.2f} dB from its own pictures")
     run.finish("splats", seconds=time.monotonic() - began, splats=len(splats), **scores)
+
+
+def live_splats(run: Run) -> tuple[Gaussians, dict[str, Any]] | None:
+    """Splats laid on the surface of what the last checkpoint holds, and its state; None before there is one.
+
+    Raises InputError when the checkpoint shows no surface yet.
+    """
+    loaded = run.load_checkpoint()
+    if loaded is None:
+        return None
+    cameras = read_cameras(run).cameras
+    method, config = settings(run)
+    module = method_of(method)
+    frame_of = module.live(module.Checkpoint(*loaded), config)
+    return gaussians_from_frames(frame_of, cameras, LIVE).gaussians, loaded[1]
 
 
 def held_out(splats: Gaussians, capture: Capture, trained: Trained) -> float:

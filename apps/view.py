@@ -27,6 +27,7 @@ from apps.methods import words_of
 from apps.options import is_run, parse
 from apps.run_cameras import RunCameras, edited_cameras
 from apps.run_scene import SPLATS_FILE, about_splats, edited_mesh, edited_splats, splats_antialias, splats_file
+from apps.run_splats import live_splats
 from apps.signals import StopSignal
 from scene.errors import InputError
 from scene.formats import FILE_UP, UP, kind_of, load_mesh, load_splats
@@ -108,14 +109,16 @@ class RunSource:
                 mesh = edited_mesh(run)
             splats, status = self._splats(run)
             if splats is None and mesh is None:
-                raise InputError(f"{self.path} has nothing to show yet; {self._when(run)}")
+                raise InputError(f"{self.path} has nothing to show yet; the first checkpoint comes within a minute")
             return Content(splats, mesh, seen, up, splats_antialias(run), status)
 
     def _splats(self, run: Run) -> tuple[Gaussians | None, str]:
         if splats_file(run).is_file():
             splats = edited_splats(run)
             return splats, " · ".join(filter(None, (f"{len(splats):,} splats", about_splats(run))))
-        loaded = run.load_checkpoint() if run.config.get("method") == "gaussians" else None
+        if run.config.get("method") != "gaussians":
+            return (None, "") if (self.path / "mesh.glb").is_file() else self._laid(run)
+        loaded = run.load_checkpoint()
         if loaded is None:
             return None, ""
         tensors, state = loaded
@@ -126,12 +129,15 @@ class RunSource:
             raise InputError(f"the checkpoint of {run.folder} holds no splats ({error})") from error
         return splats, f"in training: step {state.get('step')} of {state.get('steps')}, {len(splats):,} splats"
 
-    def _when(self, run: Run) -> str:
-        """When there will be something to show."""
-        method = run.config.get("method")
-        if method == "gaussians":
-            return "the first checkpoint comes within a minute"
-        return f"the {words_of(method).scene} is shown once its training has ended"
+    def _laid(self, run: Run) -> tuple[Gaussians | None, str]:
+        """Splats that stand for what another method has so far."""
+        made = live_splats(run)
+        if made is None:
+            return None, ""
+        splats, state = made
+        scene, when = words_of(run.config.get("method")).scene, "" if run.finished("train") else "in training: "
+        where = f"step {state.get('step')} of {state.get('steps')}"
+        return splats, f"{when}{where}, {len(splats):,} splats stand for the {scene}"
 
 
 class FileSource:

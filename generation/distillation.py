@@ -17,6 +17,7 @@ from generation.adam_state import adam_tensors, placed_like, restore_adam, under
 from generation.distill import distil, source_condition
 from generation.guidance import Guidance
 from generation.guidance_schedules import Number, Times, at
+from generation.opening import Opened, Opening, Sampler, follow, opened, opening_cameras
 from generation.priors import Prior
 from generation.regularisers import opaqueness, sparsity, total_variation
 from generation.scenes import Rings, Seen, Target, draw_views
@@ -44,7 +45,8 @@ class Config:
 
     sets: of views, in each step.  backgrounds: colours in 0..1 of which a step's views share one; those of the bank
     prior, where it is one.  sparsity, opaqueness: weights of a pixel's opacity beside its colours, total_variation: of
-    its differences from its neighbours (`regularisers.py`).  second: of VSD.
+    its differences from its neighbours (`regularisers.py`).  second: of VSD.  opening: views of the prior's own that
+    come first, None for none.
     """
 
     guidance: Guidance = BANK_GUIDANCE
@@ -59,6 +61,7 @@ class Config:
     opaqueness: Number = 0.0
     total_variation: Number = 0.0
     second: SecondConfig = field(default_factory=SecondConfig)
+    opening: Opening | None = None
     seed: int = 0
 
 
@@ -88,10 +91,14 @@ class Distillation:
     ) -> None:
         """image: [3, H, W] in 0..1, a picture of what is wanted, for priors that take one.
 
-        Raises InputError where the method is VSD and the prior's network cannot be adapted.
+        Raises InputError where the method is VSD and the prior's network cannot be adapted, or where the scene is to
+        open with views of a prior that draws none.
         """
+        if config.opening is not None and not isinstance(prior, Sampler):
+            raise InputError(f"the prior {prior.name} draws no views by itself, so a scene cannot open with them")
         self.prompt, self.prior, self.target, self.config, self.image = prompt, prior, target, config, image
         self.next, self._last = 0, 0  # a run with a time limit leaves out numbers
+        self._opened: Opened | None = None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = self._new_optimizer()
         vsd = config.guidance.method == "vsd"
@@ -110,21 +117,29 @@ class Distillation:
             self.optimizer = self._new_optimizer()
         for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
             group["lr"] = rate
-        sets = [draw_views(config.views, stage.pixels, prior.views, self.generator) for _ in range(config.sets)]
-        cameras = tuple(camera for views in sets for camera in views)
-        which = int(torch.randint(len(config.backgrounds), (), generator=self.generator))
-        seen = self.target.render(cameras, torch.tensor(config.backgrounds[which]), self.generator)
+        shown = self.shown(step)
+        if shown is None:
+            sets = [draw_views(config.views, stage.pixels, prior.views, self.generator) for _ in range(config.sets)]
+            cameras = tuple(camera for views in sets for camera in views)
+            which = int(torch.randint(len(config.backgrounds), (), generator=self.generator))
+            background = torch.tensor(config.backgrounds[which])
+        else:
+            cameras, background = opening_cameras(stage.pixels, prior.views), shown.background
+        seen = self.target.render(cameras, background, self.generator)
         prompts = prompts_for(self.prompt, cameras, config.rule, negative=config.negative, image=self.image)
-        found = distil(
-            prior,
-            seen.rgb,
-            prompts,
-            config.guidance,
-            step=step,
-            steps=config.steps,
-            generator=self.generator,
-            source=None if self.second is None else self.second.predictor(seen.rgb),
-        )
+        if shown is None:
+            found = distil(
+                prior,
+                seen.rgb,
+                prompts,
+                config.guidance,
+                step=step,
+                steps=config.steps,
+                generator=self.generator,
+                source=None if self.second is None else self.second.predictor(seen.rgb),
+            )
+        else:
+            found = follow(prior, seen.rgb, shown.pictures)
         pixels = found.gradient.shape[-2] * found.gradient.shape[-1]
         loss = found.loss + pixels * self._regularised(seen)
         self.optimizer.zero_grad()
@@ -136,6 +151,17 @@ class Distillation:
         with torch.no_grad():
             wanted = None if found.clean is None else prior.decode(found.clean)
         return Step(step, float(loss.detach()), float(found.t.mean()), seen.rgb.detach(), wanted)
+
+    def shown(self, step: int) -> Opened | None:
+        """The views that the scene follows at a step, drawn when they are first needed; None once it is distilled."""
+        config, opening = self.config, self.config.opening
+        if opening is None or step >= opening.share * config.steps:
+            return None
+        if self._opened is None:
+            assert isinstance(self.prior, Sampler)
+            generator = torch.Generator().manual_seed(config.seed + 2)
+            self._opened = opened(self.prior, self.prompt, opening, generator, image=self.image)
+        return self._opened
 
     def checkpoint(self) -> Checkpoint:
         """Where it stands after the last step."""

@@ -25,8 +25,9 @@ from generation.guidance import PRESETS as GUIDANCE
 from generation.guidance import Guidance
 from generation.guidance_schedules import Times, stretched
 from generation.lora import LoraConfig
+from generation.opening import Opening, Sampler
 from generation.priors import Prior
-from generation.scenes import GridConfig, GridTarget, HashConfig, HashTarget, Rings, Target
+from generation.scenes import GridConfig, GridTarget, HashConfig, HashTarget, Rings, Target, filled_grid
 from generation.second_model import SecondConfig, sentence_of
 from generation.view_prompts import ViewRule
 from generation.views import ViewRange
@@ -78,6 +79,9 @@ class Config:
     """of views in a step; default 1, and 4 for priors of single views"""
     members: int = 16
     """objects that the bank prior makes of the prompt"""
+    guesses: int = 8
+    """sets of views that the trained prior draws by itself at first; the scene opens with the one that fits the words
+    best (CLIP); 0: it begins with distillation"""
     sparsity: float | None = None
     """weight of a pixel's opacity beside its colours; default 0.08, and 0.02 for a hash grid"""
     opaqueness: float = 0.0
@@ -98,6 +102,7 @@ class Config:
             ("voxels", 8, MOST_VOXELS),
             ("coarse", 0.0, 1.0),
             ("members", 1, 256),
+            ("guesses", 0, 1024),
             ("opaqueness", 0.0, 1e6),
             ("total_variation", 0.0, 1e6),
             ("lora_rank", 1, 1024),
@@ -219,6 +224,7 @@ def options_of(config: Config, prior: Prior, seed: int) -> SceneConfig:
         opaqueness=config.opaqueness,
         total_variation=config.total_variation,
         second=SecondConfig(LoraConfig(config.lora_rank, rate=config.lora_rate)),
+        opening=Opening(config.guesses) if config.guesses and isinstance(prior, Sampler) and prior.views > 1 else None,
         seed=seed,
     )
 
@@ -226,7 +232,10 @@ def options_of(config: Config, prior: Prior, seed: int) -> SceneConfig:
 def decisions(config: Config, prior: Prior) -> list[str]:
     """What was chosen for this prior that nobody asked for, as sentences for the run."""
     options = options_of(config, prior, 0)
-    return [sentence_of(prior, options.second)] if options.guidance.method == "vsd" else []
+    said = [sentence_of(prior, options.second)] if options.guidance.method == "vsd" else []
+    if options.opening is not None:
+        said.append(f"The scene opens with the best of {config.guesses} sets of views that the prior draws by itself.")
+    return said
 
 
 def guidance_of(config: Config, prior: Prior) -> Guidance:
@@ -299,6 +308,18 @@ def surface_frame(scene: VoxelGrid, camera: Camera, config: Any) -> DepthFrame:
 def fine_mesh(scene: VoxelGrid) -> Mesh:
     """The coloured surface, closed. Raises InputError where there is none."""
     return grid_to_mesh(scene)
+
+
+def live(checkpoint: Checkpoint, config: Config) -> Callable[[Camera], DepthFrame]:
+    """Colour and depth of what a checkpoint holds. Raises InputError when that is no voxel grid."""
+    density, features = (checkpoint.tensors.get(name) for name in ("density", "features"))
+    if density is None or features is None:
+        raise InputError("the checkpoint holds no voxel grid; a hash grid is shown once it has been distilled")
+    side = len(density)
+    if density.shape != (side,) * 3 or features.shape != (side**3, 3) or not 2 <= side <= MOST_VOXELS:
+        raise InputError(f"the checkpoint holds no voxel grid, but {tuple(density.shape)}, {tuple(features.shape)}")
+    grid = filled_grid(density.float(), features.float(), GridConfig(voxels=side))
+    return lambda camera: surface_frame(grid, camera, config)
 
 
 def counts(scene: VoxelGrid) -> tuple[int, int]:

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture
-from recon.dot_state import Trainer, checkpoint_of, planned_steps, restored
+from recon.dot_state import Trainer, checkpoint_of, octree_of, planned_steps, restored
+from recon.grid_state import grid_of
 from recon.grid_training import Checkpoint, GridOptions, train_grid
 from recon.initial_points import train_cameras
 from recon.photo_cache import PhotoCache
@@ -45,6 +46,7 @@ from scene.ops.composite import composite
 from scene.ops.octree_index import FINEST
 from scene.ops.octree_render import LEAST_SIGMA, VIEWED, Rays, render_octree
 from scene.runs import StepReport
+from scene.volume_rendering import frame_of, render_grid
 from scene.voxel_grid import VoxelGrid
 
 __all__ = ["PRESETS", "Checkpoint", "Config", "train"]
@@ -397,6 +399,18 @@ def surface_frame(scene: Octree, camera: Camera, config: Config) -> DepthFrame:
     rgb = (seen.rgb.clamp(0, 1) * 255).round().to(torch.uint8).view(*shape, 3)
     alpha = (1 - seen.last).view(shape)
     return DepthFrame(camera, seen.median.view(shape).cpu(), rgb.cpu(), alpha.cpu(), empty_is_free=True)
+
+
+def live(checkpoint: Checkpoint, config: Config) -> Callable[[Camera], DepthFrame]:
+    """Colour and depth of what a checkpoint holds, the grid or the octree. Raises InputError when it is neither."""
+    try:
+        if checkpoint.state.get("stage") == "octree":
+            octree = octree_of(checkpoint)
+            return lambda camera: surface_frame(octree, camera, config)
+        grid = grid_of(grid_options(config), Checkpoint(checkpoint.tensors, checkpoint.state["grid"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the checkpoint holds no scene of these options ({error})") from error
+    return lambda camera: frame_of(render_grid(grid, camera, torch.zeros(3)), camera)
 
 
 def counts(scene: Octree) -> tuple[int, int]:

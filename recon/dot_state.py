@@ -17,7 +17,6 @@ from recon.photo_cache import PhotoCache
 from scene.errors import InputError
 from scene.octree import Octree
 from scene.octree_step import OctreeStep
-from scene.ops.octree_index import build_index
 
 if TYPE_CHECKING:
     from recon.dot import Config
@@ -75,6 +74,13 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
     return Checkpoint({name: value.detach().cpu() for name, value in tensors.items()}, state)
 
 
+def octree_of(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Octree:
+    """The octree that a checkpoint holds. Raises KeyError, TypeError, ValueError and RuntimeError where it is none."""
+    names = ("codes", "levels", "sigmas", "sh_coeffs", "frame")
+    codes, levels, sigmas, sh_coeffs, frame = (checkpoint.tensors[name].to(device) for name in names)
+    return Octree.of(codes, levels, sigmas, sh_coeffs, frame[:3], frame[3:])
+
+
 def restored(capture: Capture, config: Config, device: torch.device, checkpoint: Checkpoint) -> Trainer:
     """The training where the checkpoint left it. Raises InputError when it does not fit the options."""
     tensors, state = checkpoint.tensors, checkpoint.state
@@ -84,11 +90,7 @@ def restored(capture: Capture, config: Config, device: torch.device, checkpoint:
             f"the checkpoint was made for {state.get('steps')} steps, not {steps}; resume with its options"
         )
     try:
-        frame = tensors["frame"]
-        index = build_index(tensors["codes"].to(device), tensors["levels"].to(device), frame[:3], frame[3:])
-        step = OctreeStep(
-            Octree(tensors["sigmas"].to(device), tensors["sh_coeffs"].to(device), index), int(state["adam_steps"])
-        )
+        step = OctreeStep(octree_of(checkpoint, device), int(state["adam_steps"]))
         for name in ("sigma_moments", "sh_moments", "weights", "maxima"):
             getattr(step, name).copy_(tensors[name])
         generator = torch.Generator()

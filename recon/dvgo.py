@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture
+from recon.grid_state import grid_of
 from recon.grid_training import Checkpoint, GridOptions, train_grid
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
@@ -114,7 +115,22 @@ def train(
     stop: Callable[[], bool] = lambda: False,
 ) -> VoxelGrid:
     """Trains a voxel grid on `capture.train`; it comes back on `device`. Arguments and errors as of `train_grid`."""
-    options = GridOptions(
+    return train_grid(
+        capture,
+        grid_options(config),
+        device=device,
+        max_seconds=max_seconds,
+        on_step=on_step,
+        save=save,
+        decide=decide,
+        resume=resume,
+        stop=stop,
+    )
+
+
+def grid_options(config: Config) -> GridOptions:
+    """Of the grid with DVGO's head."""
+    return GridOptions(
         steps=config.steps,
         rays=config.rays,
         samples=config.samples,
@@ -127,17 +143,6 @@ def train(
         scene=config.scene,
         checkpoint_seconds=config.checkpoint_seconds,
         seed=config.seed,
-    )
-    return train_grid(
-        capture,
-        options,
-        device=device,
-        max_seconds=max_seconds,
-        on_step=on_step,
-        save=save,
-        decide=decide,
-        resume=resume,
-        stop=stop,
     )
 
 
@@ -173,6 +178,12 @@ def picture(scene: VoxelGrid, camera: Camera, background: Tensor, config: Config
 def surface_frame(scene: VoxelGrid, camera: Camera, config: Config) -> DepthFrame:
     """Colour and depth of the surface that `camera` sees."""
     return frame_of(render_grid(scene, camera, torch.zeros(3)), camera)
+
+
+def live(checkpoint: Checkpoint, config: Config) -> Callable[[Camera], DepthFrame]:
+    """Colour and depth of what a checkpoint holds. Raises InputError when that is no grid of these options."""
+    grid = grid_of(grid_options(config), checkpoint)
+    return lambda camera: surface_frame(grid, camera, config)
 
 
 def counts(scene: VoxelGrid) -> tuple[int, int]:

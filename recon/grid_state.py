@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.captures import Capture
-from recon.grid_recipes import COARSE, RECIPES, GridOptions
+from recon.grid_recipes import COARSE, RECIPES, GridOptions, Recipe
 from recon.grid_scenes import GridScene
 from recon.grid_stages import VIEW_NUMBERS, Trainer, draw_hits
 from recon.ray_pool import RayPool
@@ -85,15 +85,26 @@ def restored(capture: Capture, options: GridOptions, device: torch.device, check
         raise InputError(f"the checkpoint does not fit this training ({error}); start again in a new --out") from error
 
 
-def _unpacked(capture: Capture, options: GridOptions, device: torch.device, checkpoint: Checkpoint) -> Trainer:
+def grid_of(options: GridOptions, checkpoint: Checkpoint) -> VoxelGrid:
+    """The grid that a checkpoint of these options holds, on the CPU. Raises InputError when it is none."""
+    try:
+        return _grid(options, checkpoint)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"the checkpoint holds no voxel grid of these options ({error})") from error
+
+
+def _recipe(state: Mapping[str, Any]) -> Recipe:
+    return COARSE if state["stage"] == "coarse" else RECIPES[state["space"]]
+
+
+def _grid(options: GridOptions, checkpoint: Checkpoint) -> VoxelGrid:
     tensors, state = checkpoint.tensors, checkpoint.state
     space = Space(state["space"], tensors["frame_from_world"], tuple(state["lens"]), state["space_near"])
-    scene = GridScene(space, tensors["box"], None, state["near"])
-    stage, recipe = state["stage"], COARSE if state["stage"] == "coarse" else RECIPES[state["space"]]
-    size, entry_size = _three(state["size"]), _three(state["entry_size"])
+    recipe, size = _recipe(state), _three(state["size"])
     occupied = unpack_bits(tensors["occupied"], size[2])
-    fine = stage == "fine"
-    head: Head = options.head if fine else "rgb"
+    head: Head = options.head if state["stage"] == "fine" else "rgb"
     mlp = ColorMlp(*(tensors[f"mlp.{i}"].clone() for i in range(6))) if head == "mlp" else None
     grid = VoxelGrid(
         GridFrame(space, tensors["box"], size),
@@ -109,8 +120,19 @@ def _unpacked(capture: Capture, options: GridOptions, device: torch.device, chec
         recipe.step,
         state["near"],
     )
+    _check_grid(grid, options)
+    return grid
+
+
+def _unpacked(capture: Capture, options: GridOptions, device: torch.device, checkpoint: Checkpoint) -> Trainer:
+    tensors, state = checkpoint.tensors, checkpoint.state
+    grid, stage, recipe = _grid(options, checkpoint), state["stage"], _recipe(state)
+    space, entry_size = grid.frame.space, _three(state["entry_size"])
+    scene = GridScene(space, tensors["box"], None, state["near"])
     entry, rates = unpack_bits(tensors["entry"], entry_size[2]), tensors.get("rates")
-    _check_shapes(grid, options, tensors, entry, entry_size)
+    _check_shape("entry", entry, entry_size)
+    if rates is not None:
+        _check_shape("rates", rates, grid.frame.size)
     grid = grid.to(device=device)
     step = GridStep(grid, None if rates is None else rates.to(device))
     step.step = state["adam_step"]
@@ -141,26 +163,21 @@ def _unpacked(capture: Capture, options: GridOptions, device: torch.device, chec
         tensors["error"][0].clone(),
     )
     _check_numbers(trainer)
-    if fine:
+    if stage == "fine":
         entry_frame = GridFrame(space, tensors["box"], entry_size).to(device)
         draw_hits(trainer.pool, entry_frame, trainer.entry, recipe.step, scene.near)
     return trainer
 
 
-def _check_shapes(
-    grid: VoxelGrid, options: GridOptions, tensors: Mapping[str, Tensor], entry: Tensor, entry_size: tuple[int, ...]
-) -> None:
+def _check_grid(grid: VoxelGrid, options: GridOptions) -> None:
     """Kernels trust the arrays of a training. Raises ValueError where they do not fit each other or the options."""
     size = grid.frame.size
     channels = 3 if grid.head == "rgb" else options.channels
     _check_shape("box", grid.frame.box, (2, 3))
     _check_shape("density", grid.density, size)
     _check_shape("occupied", grid.occupied, size)
-    _check_shape("entry", entry, entry_size)
     _check_shape("shifts", grid.shifts, size[2:])
     _check_shape("features", grid.features, (max(1, int(grid.rows.max()) + 1), channels))
-    if "rates" in tensors:
-        _check_shape("rates", tensors["rates"], size)
     if grid.mlp is not None:
         wanted = ColorMlp.drawn(channels, VIEW_NUMBERS, options.width, torch.Generator())
         for i, (mine, theirs) in enumerate(zip(grid.mlp, wanted, strict=True)):

@@ -190,7 +190,7 @@ class Service:
         folder, run = self.store.path(job), self.store.run_folder(job)
         if job.state in ("done", "stopped"):
             source = run / "progress.json"
-        elif job.state == "running" and "gaussians" in job.arguments:  # other checkpoints hold nothing a viewer draws
+        elif job.state == "running" and job.kind == "recon":  # words have `preview.png`
             source = run / "checkpoint" / "latest.safetensors"
         else:
             return False

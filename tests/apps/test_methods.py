@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +70,6 @@ def method_name(run: Path) -> str:
 
 def copied(run: Path, to: Path) -> Path:
     """The run again, to do harm to."""
-    import shutil
-
     return Path(shutil.copytree(run, to))
 
 
@@ -387,10 +386,38 @@ def test_view_shows_splats_and_mesh_and_what_they_stand_for(finished: Path, tmp_
     content = RunSource(finished).read()
     assert content.splats is not None and content.mesh is not None
     assert "Splats stand for the" in content.status
+
+
+def test_view_shows_what_a_checkpoint_holds_as_splats(finished: Path, tmp_path: Path) -> None:
     run = copied(finished, tmp_path / "run")
     for name in (own(run), SPLATS_FILE, "mesh.glb"):
         (run / name).unlink()
-    with pytest.raises(InputError, match="once its training has ended"):
+    content = RunSource(run).read()
+    assert content.splats is not None and content.mesh is None and len(content.splats) > 500
+    assert "splats stand for the" in content.status and re.search(r"step \d+ of \d+", content.status)
+    with Run.open(finished, writing=False) as done:
+        trained, seen = trained_scene(done), read_cameras(done)
+    background = seen.background
+    for camera in seen.cameras[:2]:
+        drawn = render(content.splats, camera, background=background).rgb
+        apart = (drawn - trained.picture(camera, background)).square().mean()
+        assert float(-10 * apart.log10()) > 15  # quick ones, each rim a pixel too wide
+    shutil.rmtree(run / "checkpoint")
+    with pytest.raises(InputError, match="within a minute"):
+        RunSource(run).read()
+
+
+def test_a_checkpoint_of_other_options_is_not_shown(finished: Path, tmp_path: Path) -> None:
+    run = copied(finished, tmp_path / "run")
+    for name in (own(run), SPLATS_FILE, "mesh.glb"):
+        (run / name).unlink()
+    name = {"dvgo": "density", "dot": "sigmas"}[method_name(finished)]
+    with Run.open(run) as opened:
+        loaded = opened.load_checkpoint()
+        assert loaded is not None
+        tensors, state = loaded
+        opened.save_checkpoint({**tensors, name: tensors[name][1:].clone()}, state)
+    with pytest.raises(InputError, match="the checkpoint holds no"):
         RunSource(run).read()
 
 

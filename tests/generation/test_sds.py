@@ -116,3 +116,18 @@ def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 def test_presets_are_options() -> None:
     assert all(replace(sds.Config(), **changes) for changes in sds.PRESETS.values())
     assert set(sds.PRESETS) == {"draft", "standard", "high"}
+
+
+def test_a_checkpoint_shows_the_scene_so_far() -> None:
+    kept: list[sds.Checkpoint] = []
+    scene = sds.train(PROMPT, bank(), SMALL, save=kept.append)
+    camera = judged_cameras(24)[0]
+    shown, frame = sds.live(kept[-1], SMALL)(camera), sds.surface_frame(scene, camera, SMALL)
+    assert shown.alpha is not None and frame.alpha is not None and float(frame.alpha.mean()) > 0.05
+    apart = (shown.rgb.float() - frame.rgb.float()).abs().mean()
+    assert float(apart) < 2  # of 255: cleaning takes haze
+    hashed = replace(SMALL, target="hash", steps=2)
+    sds.train(PROMPT, bank(), hashed, save=kept.append)
+    for broken in (kept[-1], sds.Checkpoint({**kept[0].tensors, "density": torch.zeros(3, 4, 5)}, {})):
+        with pytest.raises(InputError, match="holds no voxel grid"):
+            sds.live(broken, hashed)

@@ -115,6 +115,10 @@ def test_a_resumed_run_equals_the_unbroken_one_to_the_bit(after: int, small: Cap
     with pytest.raises(Interrupted):
         dot.train(small, TINY, save=lambda one: saved.append(copied(one)), stop=stop)
     assert saved[-1].state["stage"] == ("grid" if after < 40 else "octree")
+    camera = small.views[0].camera
+    assert camera is not None
+    shown = dot.live(saved[-1], TINY)(camera)  # either can be looked at
+    assert shown.alpha is not None and 1e-4 < float(shown.alpha.max()) <= 1  # of a grid after 20 steps, thin fog
     resumed = dot.train(small, TINY, resume=saved[-1])
     for name in ("sigmas", "sh_coeffs"):
         assert torch.equal(getattr(resumed, name), getattr(unbroken, name)), name
