@@ -13,6 +13,7 @@ prompts are one of each kind of thing; the other 20 name combinations of colours
                chair back) that no prior had a hand in; 1 is right, more is Janus
     rank       place of the prompt among 100 captions by the scorer, which takes part in no loss; where it is installed
     right_kind whether the caption that the scorer puts first names the same kind of thing
+    rank_between, right_kind_between   the same by the four views 45 degrees on, between those of the others
     seconds, peak MB   of the whole command
 
 Below the table: medians, and shares with a one-sided bound that holds at 90 % (bootstrap over prompts).
@@ -105,6 +106,7 @@ HELD_OUT = (
     "a board with red deck and pink wheels",
 )
 PROMPTS = PLAIN + HELD_OUT
+BETWEEN = 45.0  # degrees
 SIZE = 64  # pixels of the views that are judged
 PLACES = 64  # along an edge of the box in which volumes are compared
 SAMPLES = 16_384  # of a surface
@@ -125,6 +127,8 @@ class Judged:
     fronts: int | None = None
     rank: int | None = None
     right_kind: bool | None = None
+    rank_between: int | None = None
+    right_kind_between: bool | None = None
     seconds: float | None = None
     peak_mb: float | None = None
     failed: str | None = None
@@ -154,13 +158,14 @@ def generated(prompt: str, folder: Path, options: argparse.Namespace) -> str | N
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
 
 
-def views(folder: Path) -> Tensor:
-    """[4, 3, SIZE, SIZE] in 0..1 of a run's scene over white, by `judged_cameras`."""
+def views(folder: Path) -> tuple[Tensor, Tensor]:
+    """Twice [4, 3, SIZE, SIZE] in 0..1 of a run's scene over white, by `judged_cameras` and BETWEEN these."""
     with Run.open(folder, writing=False) as run:
         trained = trained_scene(run)
     white = torch.ones(3)
-    pictures = [trained.picture(camera, white).clamp(0, 1).permute(2, 0, 1) for camera in judged_cameras(SIZE)]
-    return torch.stack(pictures)
+    cameras = (*judged_cameras(SIZE), *judged_cameras(SIZE, BETWEEN))
+    pictures = torch.stack([trained.picture(camera, white).clamp(0, 1).permute(2, 0, 1) for camera in cameras])
+    return pictures[:4], pictures[4:]
 
 
 def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
@@ -202,7 +207,7 @@ def kind(caption: str) -> str:
 
 def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | None) -> tuple[Judged, Tensor]:
     """A finished run's figures, and its views."""
-    pictures = views(folder)
+    pictures, between = views(folder)
     objects = BankPrior([prompt], BankConfig(size=SIZE, members=members, seed=seed)).members(prompt)
     sides = judged_sides(pictures, reference_pictures(objects, SIZE))
     fronts = views_of_the_front(pictures, true_objects(prompt, SIZE))
@@ -211,7 +216,7 @@ def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | Non
     if (folder / "mesh_fine.ply").is_file():
         mesh = load_mesh(folder / "mesh_fine.ply")
         iou, chamfer = volume_iou(mesh, truth), chamfer_percent(mesh, truth)
-    score = None if scorer is None else scored(scorer, pictures, prompt)
+    score, other = (None if scorer is None else scored(scorer, each, prompt) for each in (pictures, between))
     found = Judged(
         prompt,
         psnr=sides.psnr,
@@ -220,9 +225,9 @@ def judge(prompt: str, folder: Path, members: int, seed: int, scorer: Clip | Non
         hull=hull_iou(2 * pictures - 1, judged_cameras(SIZE)),
         fronts=None if fronts is None else sum(fronts),
         rank=None if score is None else score.rank,
-        right_kind=None
-        if score is None
-        else parse_caption(score.best).phrase.noun == parse_caption(prompt).phrase.noun,
+        right_kind=None if score is None else kind(score.best) == kind(prompt),
+        rank_between=None if other is None else other.rank,
+        right_kind_between=None if other is None else kind(other.best) == kind(prompt),
         seconds=metrics["seconds_total"],
         peak_mb=metrics["peak_memory_mb"],
     )
@@ -247,6 +252,7 @@ def summary(found: Sequence[Judged]) -> dict[str, Any]:
             result[name] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
             result[name]["bound"] = lower_bound(values, statistics.median)
     shares = {"one_front": "fronts", "first_of_100": "rank", "right_kind": "right_kind"}  # 1 is right
+    shares |= {"first_of_100_between": "rank_between", "right_kind_between": "right_kind_between"}
     for name, right in ((name, [n == 1 for n in of(field)]) for name, field in shares.items()):
         if right:
             result[name] = {
@@ -292,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{number + 1:3} {prompt}: {failed or f'{one.psnr:.1f} dB'}, {time.monotonic() - began:.0f} s", flush=True
         )
-    columns = ("prompt", "psnr", "iou", "chamfer", "hull", "fronts", "rank", "seconds", "peak_mb")
+    columns = ("prompt", "psnr", "iou", "chamfer", "hull", "fronts", "rank", "rank_between", "seconds", "peak_mb")
     print(table(columns, [[getattr(one, name) for name in columns] for one in found]))
     result = summary(found)
     for name, value in result.items():

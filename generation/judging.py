@@ -33,9 +33,9 @@ FRONT_PARTS = frozenset(
 AMONG = 100  # captions that a scorer chooses from
 
 
-def judged_cameras(size: int) -> tuple[Camera, ...]:
-    """The views that scenes are judged by: front, left, back, right."""
-    return orthogonal_cameras(0.0, ELEVATION, FOV, DISTANCE, size, SIDES)
+def judged_cameras(size: int, turned: float = 0.0) -> tuple[Camera, ...]:
+    """The views that scenes are judged by: front, left, back, right; all of them `turned` degrees on."""
+    return orthogonal_cameras(turned, ELEVATION, FOV, DISTANCE, size, SIDES)
 
 
 def reference_objects(prompt: str, count: int, seed: int = 0) -> tuple[ObjectModel, ...]:

@@ -75,17 +75,24 @@ def opened(
 
     image: [3, H, W] in 0..1, a picture of what is wanted.  Raises InputError for what the prior does not know.
     """
-    views, guide = prior.views, prior.guide
-    guesses = opening.guesses if guide is not None else 1
-    cameras, drawn = opening_cameras(prior.shape[1], views), []
+    sets = drawn_sets(prior, prompt, opening, generator, image=image)
+    best = sets[0] if prior.guide is None else sets[int(likeness(prior.guide, sets, prompt).argmax())]
+    return Opened(prior.decode(best), prior.decode(background_of(best)))
+
+
+@torch.no_grad()
+def drawn_sets(
+    prior: Sampler, prompt: str, opening: Opening, generator: torch.Generator, *, image: Tensor | None = None
+) -> Tensor:
+    """[K, V, 3, h, w] in -1..1 that the prior draws of a prompt by `opening_cameras`; one set without a guide."""
+    guesses = opening.guesses if prior.guide is not None else 1
+    cameras, drawn = opening_cameras(prior.shape[1], prior.views), []
     while guesses > 0:
         count = min(guesses, SETS_AT_ONCE)
         guesses -= count
-        condition = Condition((prompt,) * (views * count), cameras * count, image)
+        condition = Condition((prompt,) * (prior.views * count), cameras * count, image)
         drawn.append(prior.sample(condition, generator, steps=opening.steps).clamp(-1, 1))
-    sets = torch.cat(drawn).unflatten(0, (-1, views))
-    best = sets[0] if guide is None else sets[int(likeness(guide, sets, prompt).argmax())]
-    return Opened(prior.decode(best), prior.decode(background_of(best)))
+    return torch.cat(drawn).unflatten(0, (-1, prior.views))
 
 
 def likeness(guide: Clip, sets: Tensor, prompt: str) -> Tensor:

@@ -234,7 +234,9 @@ def decisions(config: Config, prior: Prior) -> list[str]:
     options = options_of(config, prior, 0)
     said = [sentence_of(prior, options.second)] if options.guidance.method == "vsd" else []
     if options.opening is not None:
-        said.append(f"The scene opens with the best of {config.guesses} sets of views that the prior draws by itself.")
+        assert isinstance(prior, Sampler)
+        best = "a set" if prior.guide is None else f"the best of {config.guesses} sets"
+        said.append(f"The scene opens with {best} of views that the prior draws by itself.")
     return said
 
 
