@@ -55,6 +55,10 @@ def choose_prior(
     said = [prompt, *([negative] if negative else [])]
     if wanted not in EMBEDDED:
         return _other(wanted, said, pictured, device, allow_download)
+    try:
+        captions = [parse(text).text() for text in said]
+    except InputError as error:
+        raise InputError(f"{error}; {OTHER}") from error
     file = embedded_file(PRIOR_FILE)
     if wanted == "trained" and file is None:
         raise InputError(
@@ -63,10 +67,6 @@ def choose_prior(
         )
     if file is not None and wanted != "bank" and (wanted == "trained" or (_proven(file) and _knows(said))):
         return _trained(file.parent, "trained", said, pictured, device)
-    try:
-        captions = [parse(text).text() for text in said]
-    except InputError as error:
-        raise InputError(f"{error}; {OTHER}") from error
     prior = BankPrior(said, BankConfig(size=pixels, members=members, seed=seed), device)
     sentence = f"The bank prior stands for the words: {members} procedural objects of {captions[0]!r}, no weights."
     facts = {"model": "bank", "objects": members, "caption": captions[0], "picture_size": pixels, "views": prior.views}

@@ -62,14 +62,16 @@ def lgm_loss(data: PriorData, guide: Clip, batch: int) -> Callable[[Trainer], Te
         which = torch.randint(SETS, (batch,), generator=g).tolist()
         behind, before = draw_backgrounds(g, batch), sample_backgrounds(g, batch)
         pictures, posed, frames = [], [], []
-        for row, seen, background in zip(chosen, which, behind):
-            cameras = cameras_of(data, row, seen)
-            shown = 0.5 * (over_background(data.rgba[row, seen], background.to(trainer.device)) + 1)
-            shown = torch.cat([shown[:1], distorted(shown[1:], g)]) if _chance(g, DISTORT) else shown
-            cameras = (cameras[0], *(jittered(camera, g) for camera in cameras[1:])) if _chance(g, JITTER) else cameras
-            pictures.append(shown)
-            posed.append(cameras)
-            frames.append(frames_of(shown, cameras))
+        with torch.autocast(trainer.device.type, enabled=False):  # cameras and rays are not rounded to 8 bits
+            for row, seen, background in zip(chosen, which, behind):
+                cameras = cameras_of(data, row, seen)
+                shown = 0.5 * (over_background(data.rgba[row, seen], background.to(trainer.device)) + 1)
+                shown = torch.cat([shown[:1], distorted(shown[1:], g)]) if _chance(g, DISTORT) else shown
+                if _chance(g, JITTER):
+                    cameras = (cameras[0], *(jittered(camera, g) for camera in cameras[1:]))
+                pictures.append(shown)
+                posed.append(cameras)
+                frames.append(frames_of(shown, cameras))
         raws = network(torch.stack(frames))
         with torch.autocast(trainer.device.type, enabled=False):
             losses = []
