@@ -113,7 +113,7 @@ def test_an_endless_reconstruction_ends_when_it_is_given_less_time(
 def test_an_endless_training_of_the_prior_ends_when_it_is_given_less_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("--objects", "8", "--judged", "2", "--clip-steps", "2", "--batch", "2")
+    small = ("--objects", "8", "--judged", "2", "--clip-steps", "2", "--batch", "2", "--lgm-steps", "2")
     out = tmp_path / "run"
     request = train_prior.asked(["--out", str(out), *small, *ENDLESS])
     stopped(lambda stop: train_prior.train_prior(request, stop), monkeypatch, "prior")
