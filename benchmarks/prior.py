@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [[name, *found.values(), *[None] * (len(columns) - 1 - len(found))] for name, found in result.items()]
     print(table(columns, rows))
     facts = {name: getattr(options, name) for name in ("true", "captions", "guesses", "seed")}
-    write_json(options.json, {"record": record(load) | {"folder": str(options.folder), **facts}, **result})
+    write_json(options.json, {"record": record(load) | {"folder": options.folder.name, **facts}, **result})
     if options.sheet is not None:
         Image.fromarray(contact_sheet(sets[1][:SHOWN]).numpy()).save(options.sheet, optimize=True)
     return 0
