@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from apps.console import Watcher
-from apps.methods import words_of
+from apps.methods import SPLAT_METHODS, words_of
 from apps.options import parse
 from apps.run_cameras import edited_cameras
 from apps.run_scene import cuts, edited_splats, splats_antialias
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
             if what:
                 watcher.say(edited(run, edit, request))
         method = run.config.get("method")
-        if method != "gaussians" and any(wanted) and cuts(edits.load(run.folder)):
+        if method not in SPLAT_METHODS and any(wanted) and cuts(edits.load(run.folder)):
             watcher.say(
                 f"The {words_of(method).scene} itself stays whole: what was cut is gone from the mesh and from the "
                 "splats made of it, which films then show."

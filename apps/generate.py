@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from apps.generate_stages import (
     write_generated_cameras,
 )
 from apps.meshing import budget, fine_mesh_file, finish
-from apps.methods import Trained, method_of, words_of
+from apps.methods import SPLAT_METHODS, Trained, method_of, words_of
 from apps.pipeline import TURNTABLE_FPS, TURNTABLE_FRAMES, affordable_film
 from apps.priors import ChosenPrior, choose_prior
 from apps.report import write_report
 from apps.run_cameras import read_cameras
-from apps.run_scene import trained_scene
+from apps.run_scene import splats_file, trained_scene
+from apps.run_splats import OF_WORDS, make_splats
 from apps.signals import StopSignal
 from apps.time_limit import renew_limit, seconds_before
 from scene.errors import InputError, Interrupted
@@ -46,6 +48,7 @@ from scene.runs import Run, StepReport
 
 AFTER_SHARE, SHORTEST_AFTER, LONGEST_AFTER = 0.4, 20.0, 90.0  # of --max-minutes for mesh, film and report; seconds
 SHORTEST_TRAINING = 5.0  # seconds
+SHORTEST_FIT = 3.0  # seconds for the splats
 FILM_SECONDS = 15.0  # scenes that are slow to draw get fewer frames
 
 
@@ -126,6 +129,7 @@ class _Work:
         trained = self.trained()
         self.judged(trained)
         self.meshed(trained)
+        self.splatted(trained)
         self.filmed(trained)
         self.reported()
 
@@ -153,6 +157,7 @@ class _Work:
         resume = None if loaded is None else method.Checkpoint(*loaded)
         run.event(f"Going on from step {resume.state.get('step')}" if resume else "")
         last: list[StepReport] = []
+        began = time.monotonic()
 
         def on_step(report: StepReport) -> None:
             last[:] = [report]
@@ -167,7 +172,7 @@ class _Work:
             device=self.device,
             max_seconds=self.train_seconds(),
             on_step=on_step,
-            on_pictures=Preview(run, self.job.config.steps),
+            on_pictures=Preview(run, max(1, self.job.config.steps)),
             save=lambda checkpoint: run.save_checkpoint(checkpoint.tensors, checkpoint.state),
             resume=resume,
             stop=self.stop,
@@ -175,7 +180,8 @@ class _Work:
         method.save_scene(run.folder / method.SCENE_FILE, scene)
         trained = trained_scene(run)  # what the file holds, so that a resume after this point sees the same scene
         state = run.checkpoint_facts().get("state", {})
-        spent, steps = float(state.get("seconds", 0.0)), last[0].step if last else int(state.get("step", 0))
+        spent = float(state.get("seconds", time.monotonic() - began))
+        steps = last[0].step if last else int(state.get("step", 0))
         primitives, parameters = method.counts(trained.scene)
         run.add_metrics(seconds_train=round(spent, 1), steps=steps, primitives=primitives, parameters=parameters)
         run.add_peak_memory()
@@ -228,6 +234,21 @@ class _Work:
         save_mesh(path, self.method.fine_mesh(trained.scene))
         self.run.finish("surface", seconds=time.monotonic() - began)
         return load_mesh(path)  # what the file holds, so that a resume after this point sees the same mesh
+
+    def splatted(self, trained: Trained) -> None:
+        """splats.ply: what splat formats hold of a scene that is no splats."""
+        run, minutes = self.run, self.job.request.max_minutes
+        if trained.method in SPLAT_METHODS or (run.finished("splats") is not None and splats_file(run).is_file()):
+            return
+        run.stage = "splats"
+        run.event()
+        left = None if minutes is None else max(SHORTEST_FIT, 60 * minutes - run.seconds - FILM_SECONDS)
+        shown, cameras = trained.to(self.device), read_cameras(run).train
+        make = partial(make_splats, config=OF_WORDS, device=self.device, max_seconds=left, progress=self.progress)
+        try:
+            make(run, None, shown, shown.surface, cameras)
+        except InputError as error:
+            run.decide(f"No splats: {error}")
 
     def filmed(self, trained: Trained) -> None:
         """turntable.mp4."""

@@ -21,7 +21,7 @@ from scene.errors import InputError
 from scene.files import read_json
 from scene.untrusted import real
 
-GENERATORS = {"sds": "generation.sds"}
+GENERATORS = {"sds": "generation.sds", "lgm": "generation.lgm_splats"}
 """Methods that make a scene of words, by name: modules as `METHODS` in `apps/options.py` names them."""
 
 AUTO = "sds"
@@ -37,8 +37,9 @@ class Generate:
 
     prompt: Annotated[Positional[str], tyro.conf.arg(metavar="PROMPT")]
     """what to make, such as "a red chair with blue legs"; with --resume also the folder of a run"""
-    method: Literal["auto", "sds"] = "auto"
-    """how words become a scene; auto: sds, score distillation onto a voxel grid"""
+    method: Literal["auto", "sds", "lgm"] = "auto"
+    """how words become a scene; auto: sds, score distillation onto a voxel grid; lgm: four views become Gaussians in
+    one pass of a network"""
     prior: str = "embedded"
     """what knows pictures: embedded (trained weights where there are good ones that know the words, else the bank),
     bank, trained, or a model by its folder or hub id: what maquette train-prior wrote, or a pipeline of diffusers"""
@@ -111,18 +112,20 @@ def parse_generate(arguments: Sequence[str]) -> GenerateJob:
     """Parse `maquette generate`. With --resume a run's own options are the defaults, and others an error."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--preset", default="standard")
+    finder.add_argument("--method", default="auto")
     try:
-        preset = finder.parse_known_args(list(arguments))[0].preset
+        found = finder.parse_known_args(list(arguments))[0]
+        preset, method = found.preset, found.method if found.method in GENERATORS else AUTO
     except argparse.ArgumentError:  # left for the real parser to explain
-        preset = "standard"
-    module = importlib.import_module(GENERATORS[AUTO])
+        preset, method = "standard", AUTO
+    module = importlib.import_module(GENERATORS[method])
     config = dataclasses.replace(module.Config(), **module.PRESETS.get(preset, {}))
     request, config = _parse_both(arguments, None, config)
     if request.resume:
         folder = _run_to_resume(request)
         if folder is not None:
             return _resumed(folder, arguments)
-    return GenerateJob(request, AUTO, config, request.out or _free_run(request.prompt), resumes=False)
+    return GenerateJob(request, method, config, request.out or _free_run(request.prompt, method), resumes=False)
 
 
 def is_generated(folder: Path) -> bool:
@@ -170,7 +173,7 @@ def _run_to_resume(request: Generate) -> Path | None:
     if len(request.prompt) < 1024 and is_generated(Path(request.prompt)):
         return Path(request.prompt)
     found = []
-    for folder in Path("runs").glob(f"{_stem(request.prompt)}-*"):
+    for folder in Path("runs").glob(f"{_stem(request.prompt)}-*-*"):
         if is_generated(folder) and read_json(folder / "config.json", {}).get("source") == request.prompt:
             found.append(((folder / "config.json").stat().st_mtime, folder))
     if not found:
@@ -182,6 +185,8 @@ def _resumed(folder: Path, arguments: Sequence[str]) -> GenerateJob:
     """The job of an existing run, after making sure that no flag asks for something else than another time limit."""
     job = job_of_generated(folder)
     request, config = _parse_both(arguments, job.request, job.config)
+    if request.method not in ("auto", job.method):
+        raise InputError(f"{folder} was made by --method {job.method}, not {request.method}; name another --out")
     if request.prompt not in (job.request.prompt, str(folder)) and real(Path(request.prompt)) != real(folder):
         raise InputError(f"{folder} is a run of {job.request.prompt!r}, not of {request.prompt!r}; name another --out")
     may_change = {"prompt", "method", "out", "resume", "json", "debug", "image", "max_minutes"}
@@ -203,12 +208,12 @@ def _resumed(folder: Path, arguments: Sequence[str]) -> GenerateJob:
 
 def _stem(prompt: str) -> str:
     words = "".join(letter if letter.isalnum() else "-" for letter in prompt.lower())
-    return "-".join(filter(None, words.split("-")))[:48].rstrip("-") + f"-{AUTO}"
+    return "-".join(filter(None, words.split("-")))[:48].rstrip("-")
 
 
-def _free_run(prompt: str) -> Path:
+def _free_run(prompt: str, method: str) -> Path:
     """runs/PROMPT-METHOD-N with the first free N."""
     n = 1
-    while (folder := Path("runs") / f"{_stem(prompt)}-{n}").exists():
+    while (folder := Path("runs") / f"{_stem(prompt)}-{method}-{n}").exists():
         n += 1
     return folder

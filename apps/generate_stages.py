@@ -24,7 +24,7 @@ from generation.judging import (
     true_objects,
     views_of_the_front,
 )
-from generation.views import orbit_camera
+from generation.views import cameras_around, orbit_camera
 from scene.cameras import Camera
 from scene.errors import InputError
 from scene.formats.pictures import encode_png, write_picture
@@ -36,7 +36,6 @@ from scene.untrusted import open_picture, open_regular
 FOV, DISTANCE = 40.0, 2.7  # of all cameras here: degrees, world units
 FILM_SIZE, JUDGE_SIZE = 384, 64  # pixels
 PIXELS_PER_VOXEL, LEAST_MESH_SIZE, MOST_MESH_SIZE = 6, 48, 512  # of the pictures that colour a mesh
-RINGS = ((-35.0, 8), (0.0, 12), (25.0, 12), (60.0, 8))  # elevation in degrees, cameras
 TEXTURED_VIEWS = 16  # a texture blends few pictures, and each costs time
 FILM_ELEVATION = 20.0
 PREVIEW_FILE, PREVIEWS, REFERENCE_FILE = "preview.png", "previews", "reference.png"
@@ -52,8 +51,7 @@ def mesh_cameras(voxels: int) -> list[Camera]:
     voxels: along an edge of the scene's grid.
     """
     size = min(MOST_MESH_SIZE, max(LEAST_MESH_SIZE, PIXELS_PER_VOXEL * voxels))
-    rings = [(e, 360 * i / n) for e, n in RINGS for i in range(n)]
-    return [orbit_camera(a, e, FOV, DISTANCE, size) for e, a in [*rings, (89.0, 0.0), (-89.0, 0.0)]]
+    return cameras_around(FOV, DISTANCE, size)
 
 
 def texture_views(draw: Drawing, cameras: Sequence[Camera]) -> list[PhotoView]:

@@ -171,7 +171,19 @@ WORDS: dict[str, Words] = {
         "PSNR, dB",
         "fewer --voxels or --pixels",
     ),
+    "lgm": Words(
+        "LGM",
+        "splats",
+        "splats",
+        "Gaussians",
+        "the Gaussians, in the 3DGS format that viewers read",
+        "Number of Gaussians",
+        "PSNR, dB",
+        "fewer --pixels",
+    ),
 }
+SPLAT_METHODS = ("gaussians", "lgm")
+"""Methods whose scene is splats; of other scenes some are made."""
 UNKNOWN = Words(
     "unknown method", "scene", "parts", "parts", "the scene", "Number of parts", "PSNR, dB", "--preset draft"
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apps.film import path_cameras
 from apps.generate_report import is_generation
-from apps.methods import words_of
+from apps.methods import SPLAT_METHODS, words_of
 from apps.report_page import data_uri
 from apps.run_cameras import RunCameras, edited_cameras
 from apps.run_scene import edited_mesh, edited_splats, splats_antialias, splats_file, splats_picture
@@ -87,7 +87,7 @@ def _shown(run: Run) -> Shown:
     with contextlib.suppress(InputError):
         antialias = splats_antialias(run)
     method = run.config.get("method")
-    made_of = "" if method == "gaussians" else words_of(method).scene
+    made_of = "" if method in SPLAT_METHODS else words_of(method).scene
     start, camera = path_cameras(seen, frames=8)[0], "view" if is_generation(run) else "photo"
     return Shown(splats, mesh, seen, start, antialias, made_of, camera)
 

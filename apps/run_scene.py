@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from apps.generate_options import GENERATORS, job_of_generated
-from apps.methods import Trained, method_of, words_of
+from apps.methods import SPLAT_METHODS, Trained, method_of, words_of
 from apps.options import METHODS, job_of_run
 from apps.run_cameras import MAP_POINTS, read_cameras
 from recon import gaussians
@@ -34,7 +34,7 @@ from scene.runs import Run
 
 SPLATS_FILE = "splats.ply"  # of a run whose own scene is something else
 SCENE_FILES = ("scene.ply", "scene.npz", "scene.safetensors")
-AGAIN = "let `maquette recon` go on with --resume first"
+AGAIN = "let it go on with --resume first"
 
 Drawing = Callable[[Camera, Tensor], Tensor]
 """(camera, background [3]) -> picture [H, W, 3]"""
@@ -59,7 +59,7 @@ def settings(run: Run) -> tuple[str, Any]:
 
 def splats_file(run: Run) -> Path:
     """Where the splats of a run are, or will be."""
-    return run.folder / ("scene.ply" if run.config.get("method") == "gaussians" else SPLATS_FILE)
+    return run.folder / ("scene.ply" if run.config.get("method") in SPLAT_METHODS else SPLATS_FILE)
 
 
 def scene_splats(run: Run) -> Gaussians:
@@ -91,7 +91,7 @@ def edited_drawing(run: Run) -> tuple[Drawing, str]:
     Raises InputError as `trained_scene` and `scene_splats` do.
     """
     trained, done = trained_scene(run), edits.load(run.folder)
-    if trained.method == "gaussians":
+    if trained.method in SPLAT_METHODS:
         return Trained(trained.method, trained.module, trained.config, done.of_gaussians(trained.scene)).picture, ""
     if not cuts(done):
         return lambda camera, background: trained.picture(done.camera_before(camera), background), ""
@@ -132,7 +132,7 @@ def sample_of_scene(splats: Gaussians) -> Tensor:
 def about_splats(run: Run) -> str:
     """What the splats of a run of another method stand for, and what that costs; nothing for a Gaussian run."""
     name, record = run.config.get("method"), run.finished("splats") or {}
-    if name not in METHODS or name == "gaussians" or not splats_file(run).is_file():
+    if name not in METHODS | GENERATORS or name in SPLAT_METHODS or not splats_file(run).is_file():
         return ""
     sentence = f"Splats stand for the {words_of(name).scene} here"
     psnr, cost, alike = (record.get(key) for key in ("psnr", "cost_db", "alike_db"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -26,33 +27,37 @@ from scene.metrics import psnr
 from scene.runs import Run
 
 COMPARED_VIEWS = 8
+OF_PHOTOS = ConversionConfig(max_pixels=MeshConfig.max_pixels)
+OF_WORDS = ConversionConfig(splats=40_000, sh_degree=0, steps=200, max_pixels=256 * 256)
 LIVE = ConversionConfig(splats=60_000, sh_degree=0, steps=0, max_views=24, max_pixels=200 * 200)
 
 
 def make_splats(
     run: Run,
-    capture: Capture,
+    capture: Capture | None,
     trained: Trained,
     frame_of: FrameOf,
     cameras: Sequence[Camera],
     *,
+    config: ConversionConfig = OF_PHOTOS,
     device: torch.device | str = "cpu",
     max_seconds: float | None = None,
     progress: Progress,
 ) -> None:
     """Write splats.ply and record how well it shows held-out photos, beside the scene itself.
 
-    frame_of: the surface of `trained`.  cameras: views to make them of.  device, max_seconds: where the splats are
-    fitted to it, and for how long.  Raises InputError when the scene gives no splats.
+    capture: where the photos are, None for a scene of words; then, and without held-out ones, its own pictures are
+    compared.  frame_of: the surface of `trained`.  cameras: views to make them of.  device, max_seconds: where the
+    splats are fitted to it, and for how long.  Raises InputError when the scene gives no splats.
     """
     began = time.monotonic()
-    config = ConversionConfig(max_pixels=MeshConfig.max_pixels, max_seconds=max_seconds)
+    config = replace(config, max_seconds=max_seconds)
     splats = gaussians_from_frames(frame_of, cameras, config, device=device, progress=progress).gaussians
     save_splats(run.folder / SPLATS_FILE, splats.to(device="cpu"))
     splats = load_splats(run.folder / SPLATS_FILE)
     scene = words_of(trained.method).scene
     scores = {}
-    if capture.test:
+    if capture is not None and capture.test:
         scores["psnr"] = held_out(splats, capture, trained)
         if (before := run.metrics.get("psnr")) is not None:
             scores["cost_db"] = before - scores["psnr"]

@@ -17,7 +17,7 @@ from generation.adam_state import adam_tensors, placed_like, restore_adam, under
 from generation.distill import distil, source_condition
 from generation.guidance import Guidance
 from generation.guidance_schedules import Number, Times, at
-from generation.opening import Opened, Opening, Sampler, follow, opened, opening_cameras
+from generation.opening import Opened, Opening, Sampler, follow, opened, opening_cameras, opening_draws
 from generation.priors import Prior
 from generation.regularisers import opaqueness, sparsity, total_variation
 from generation.scenes import Rings, Seen, Target, draw_views
@@ -87,9 +87,17 @@ class Distillation:
     """One scene at work. `next` is the number of the step to come, of `config.steps`."""
 
     def __init__(
-        self, prompt: str, prior: Prior, target: Target, config: Config, *, image: Tensor | None = None
+        self,
+        prompt: str,
+        prior: Prior,
+        target: Target,
+        config: Config,
+        *,
+        image: Tensor | None = None,
+        opening: Opened | None = None,
     ) -> None:
-        """image: [3, H, W] in 0..1, a picture of what is wanted, for priors that take one.
+        """image: [3, H, W] in 0..1, a picture of what is wanted, for priors that take one.  opening: the views that
+        `config.opening` would choose, where they have been drawn.
 
         Raises InputError where the method is VSD and the prior's network cannot be adapted, or where the scene is to
         open with views of a prior that draws none.
@@ -98,7 +106,7 @@ class Distillation:
             raise InputError(f"the prior {prior.name} draws no views by itself, so a scene cannot open with them")
         self.prompt, self.prior, self.target, self.config, self.image = prompt, prior, target, config, image
         self.next, self._last = 0, 0  # a run with a time limit leaves out numbers
-        self._opened: Opened | None = None
+        self._opened = opening
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = self._new_optimizer()
         vsd = config.guidance.method == "vsd"
@@ -159,8 +167,7 @@ class Distillation:
             return None
         if self._opened is None:
             assert isinstance(self.prior, Sampler)
-            generator = torch.Generator().manual_seed(config.seed + 2)
-            self._opened = opened(self.prior, self.prompt, opening, generator, image=self.image)
+            self._opened = opened(self.prior, self.prompt, opening, opening_draws(config.seed), image=self.image)
         return self._opened
 
     def checkpoint(self) -> Checkpoint:

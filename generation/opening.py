@@ -62,6 +62,11 @@ class Opened(NamedTuple):
     background: Tensor
 
 
+def opening_draws(seed: int) -> torch.Generator:
+    """The random numbers of the views that a scene of this seed opens with."""
+    return torch.Generator().manual_seed(seed + 2)
+
+
 def opening_cameras(size: int, count: int) -> tuple[Camera, ...]:
     """`count` cameras around the object from its front on, of size x size pixels."""
     return orthogonal_cameras(0.0, ELEVATION, FOV, distance_for(FOV, REACH), size, count)

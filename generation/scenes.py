@@ -296,14 +296,17 @@ class SplatConfig:
 class SplatTarget(Target):
     """Gaussians whose colours do not depend on the direction."""
 
-    def __init__(self, config: SplatConfig | None = None, device: torch.device | str = "cpu") -> None:
-        """Grey ones, even in a ball."""
-        self.config = c = config or SplatConfig()
-        generator = torch.Generator().manual_seed(c.seed)
-        away = functional.normalize(torch.randn(c.count, 3, generator=generator), dim=-1)
-        xyz = c.ball * away * torch.rand(c.count, 1, generator=generator) ** (1 / 3)
-        rgb = torch.full((c.count, 3), 128, dtype=torch.uint8)
-        self.gaussians = Gaussians.from_points(xyz, rgb, sh_degree=0, opacity=c.opacity).to(device=device)
+    def __init__(
+        self,
+        config: SplatConfig | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        gaussians: Gaussians | None = None,
+    ) -> None:
+        """Copies of `gaussians`; without them grey ones, even in a ball."""
+        self.config = config or SplatConfig()
+        begun = ball_of_gaussians(self.config) if gaussians is None else gaussians.detach()
+        self.gaussians = begun.to(device=device).clone()
         for tensor in self.parameters().values():
             tensor.requires_grad_()
 
@@ -334,6 +337,15 @@ class SplatTarget(Target):
     def mesh(self, cameras: Sequence[Camera], config: MeshConfig | None = None) -> Mesh:
         config = config or MeshConfig(voxels=MESH_VOXELS, faces=MESH_FACES)
         return gaussians_to_mesh(self.gaussians.detach(), cameras, config)
+
+
+def ball_of_gaussians(config: SplatConfig) -> Gaussians:
+    """Grey ones, even in a ball."""
+    generator = torch.Generator().manual_seed(config.seed)
+    away = functional.normalize(torch.randn(config.count, 3, generator=generator), dim=-1)
+    xyz = config.ball * away * torch.rand(config.count, 1, generator=generator) ** (1 / 3)
+    rgb = torch.full((config.count, 3), 128, dtype=torch.uint8)
+    return Gaussians.from_points(xyz, rgb, sh_degree=0, opacity=config.opacity)
 
 
 @dataclass(frozen=True)

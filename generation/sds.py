@@ -8,7 +8,6 @@ schedule ends.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +28,12 @@ from generation.opening import Opening, Sampler
 from generation.priors import Prior
 from generation.scenes import GridConfig, GridTarget, HashConfig, HashTarget, Rings, Target, filled_grid
 from generation.second_model import SecondConfig, sentence_of
+from generation.text_to_scene import Hooks, distilled
 from generation.view_prompts import ViewRule
 from generation.views import ViewRange
 from scene.cameras import Camera
 from scene.depth_fusion import DepthFrame
-from scene.errors import InputError, Interrupted
+from scene.errors import InputError
 from scene.mesh import Mesh, connected_parts
 from scene.ops import native
 from scene.runs import StepReport
@@ -150,36 +150,8 @@ def train(
     """
     options = options_of(config, prior, seed)
     work = Distillation(prompt, prior, new_target(config, options, seed, device), options, image=image)
-    spent = 0.0
-    if resume is not None:
-        work.restore(resume)
-        spent = float(resume.state.get("seconds", 0.0))
-    began = last_save = time.monotonic()
-    began -= spent
-    last_report, first, at_first = 0.0, work.next, spent
-
-    def checkpoint() -> Checkpoint:
-        found = work.checkpoint()
-        times = {"steps": options.steps, "seconds": time.monotonic() - began}
-        return Checkpoint(found.tensors, {**found.state, **times})
-
-    while work.next < options.steps:
-        step = work.advance()
-        now = time.monotonic()
-        if max_seconds is not None:
-            work.next = min(options.steps, max(work.next, int((now - began) / max_seconds * options.steps)))
-        on_pictures(step)
-        if stop():
-            save(checkpoint())
-            raise Interrupted(f"stopped after {work.next} steps; --resume goes on from there")
-        if now - last_save > config.checkpoint_seconds:
-            save(checkpoint())
-            last_save = now
-        if now - last_report > 0.5 or work.next == options.steps:
-            last_report = now
-            left = (now - began - at_first) / max(1, work.next - first) * (options.steps - work.next)
-            on_step(StepReport(work.next, options.steps, step.loss, None, pieces_of(work.target), left))
-    save(checkpoint())
+    hooks = Hooks(on_step, on_pictures, save, stop, config.checkpoint_seconds)
+    distilled(work, hooks, pieces=lambda: pieces_of(work.target), resume=resume, max_seconds=max_seconds)
     return cleaned(grid_of(work.target, config))
 
 

@@ -65,10 +65,11 @@ class TrainedPrior:
             )
         on = torch.device(device)
         made = cls(network.to(on), guide.to(on) if guide else None, views=views, bfloat16=on.type == "cuda")
-        made.about = about
+        made.about, made.folder = about, file.parent
         return made
 
     about: About | None = None
+    folder: Path | None = None  # of the file
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a = 1 - t, s = t."""

@@ -22,6 +22,7 @@ from scene.cameras import Camera
 ViewWord = Literal["front", "side", "back", "overhead"]
 VIEW_WORDS: tuple[ViewWord, ...] = ("front", "side", "back", "overhead")
 OVERHEAD = 60.0  # degrees of elevation from which a view is called overhead
+RINGS = ((-35.0, 8), (0.0, 12), (25.0, 12), (60.0, 8))  # elevation in degrees, cameras around an object
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ def orthogonal_cameras(
 def distance_for(fov: float, reach: float) -> float:
     """Distance at which a lens of `fov` degrees sees `reach` world units to each side of the origin."""
     return reach / math.tan(math.radians(fov) / 2)
+
+
+def cameras_around(fov: float, distance: float, size: int) -> list[Camera]:
+    """Cameras that see an object from everywhere: RINGS around it, one from above and one from below."""
+    places = [(e, 360 * i / n) for e, n in RINGS for i in range(n)]
+    return [orbit_camera(a, e, fov, distance, size) for e, a in [*places, (89.0, 0.0), (-89.0, 0.0)]]
 
 
 def azimuth_of(camera: Camera) -> float:

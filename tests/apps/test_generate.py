@@ -21,22 +21,26 @@ from apps import cli, generate, generate_stages, pipeline, priors
 from apps.console import STAGES
 from apps.generate_options import is_generated, job_of_generated, parse_generate
 from apps.signals import StopSignal
+from generation import lgm_splats
 from generation.judging import judged_cameras
-from generation.prior_weights import GUIDE_FILE, PRIOR_FILE, SCORER_FILE, About, save_weights
+from generation.lgm import TOY_LGM
+from generation.prior_training import new_network
+from generation.prior_weights import GUIDE_FILE, LGM_FILE, PRIOR_FILE, SCORER_FILE, About, save_weights
 from generation.priors import Condition
 from generation.sds import PRESETS, Config
 from generation.trained_prior import TrainedPrior
 from scene.errors import InputError, Interrupted
+from scene.formats import load_splats
 from scene.ops import native
 from scene.runs import EVENT_KEYS, METRIC_KEYS, read_events
 from tests.apps.test_report import read
-from tests.generation.prior_toys import TOY_GUIDE, TOY_LAYOUT, toy_guide, toy_network
+from tests.generation.prior_toys import TOY_GUIDE, TOY_LAYOUT, lively, toy_guide, toy_network
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red snowman"
 TINY = ("--steps", "40", "--pixels", "16", "--voxels", "16", "--members", "2", "--faces", "300",
         "--checkpoint-seconds", "0", "--device", "cpu", "--prior", "bank")  # fmt: skip
-MADE = ("scene.safetensors", "mesh.glb", "mesh_fine.ply")
+MADE = ("scene.safetensors", "mesh.glb", "mesh_fine.ply", "splats.ply")
 
 pytestmark = pytest.mark.skipif(not native.has(torch.device("cpu")), reason="the CPU module is not compiled")
 
@@ -73,7 +77,7 @@ def test_it_leaves_the_files_and_figures_of_the_contract(whole: Path) -> None:
     last = [event for event in events if event["stage"] == "train" and event["step"] is not None][-1]
     assert (last["step"], last["steps"], last["eta_s"]) == (40, 40, 0)
     stages = list(dict.fromkeys(event["stage"] for event in events))
-    assert stages == ["prior", "train", "judge", "mesh", "turntable", "report"] and set(stages) <= set(STAGES)
+    assert stages == ["prior", "train", "judge", "mesh", "splats", "turntable", "report"] and set(stages) <= set(STAGES)
     assert len(list((whole / "previews").glob("step_*.png"))) == 8
     with Image.open(whole / "preview.png") as picture:
         assert picture.size == (512, 256)
@@ -98,9 +102,10 @@ def test_the_mesh_stands_upright_inside_the_ball_of_objects(whole: Path) -> None
 
 
 def test_other_commands_take_the_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    targets = [str(tmp_path / name) for name in ("page.html", "mesh.obj", "scene.safetensors")]
+    targets = [str(tmp_path / name) for name in ("page.html", "mesh.obj", "scene.safetensors", "splats.spz")]
     assert cli.run(["export", str(whole), "--to", *targets]) == 0
     assert all(Path(name).stat().st_size > 100 for name in targets)
+    assert "Splats stand for the voxel grid here" in capsys.readouterr().err
     page = read(Path(targets[0])).text
     assert "42 views" in page and "where the views were taken" in page and "photos" not in page
     film = tmp_path / "film"
@@ -256,6 +261,29 @@ def test_trained_weights_make_a_scene_that_the_scorer_judges(weights: Path, tmp_
     assert "Held-out scorer" in (out / "report.html").read_text()
 
 
+def test_lgm_makes_splats_that_every_command_takes(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--method", "lgm", "--steps", "4", "--guesses", "2", "--faces", "300", "--device", "cpu"]
+    assert cli.run(["generate", PROMPT, "--out", str(out), *flags]) == 2
+    assert "no lgm.safetensors" in capsys.readouterr().err and not (out / "scene.ply").exists()
+    network = new_network(TOY_LGM, 0)
+    save_weights(weights / LGM_FILE, lively(network), About("lgm", TOY_LGM, 0, "abc", {}))
+    assert cli.run(["generate", PROMPT, "--out", str(out), *flags, "--resume"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    splats = load_splats(out / "scene.ply")
+    assert metrics["method"] == "lgm" and metrics["primitives"] == len(splats) > 0 and metrics["steps"] == 4
+    assert not (out / "splats.ply").exists() and (out / "turntable.mp4").stat().st_size > 100
+    decisions = json.loads((out / "progress.json").read_text())["decisions"]
+    assert any(sentence.startswith("LGM-tiny makes Gaussians of the best of 2 sets") for sentence in decisions)
+    assert cli.run(["export", str(out), "--to", str(tmp_path / "x.spz"), str(tmp_path / "x.html")]) == 0
+    job = parse_generate([PROMPT, "--out", str(out), "--resume"])
+    assert job.method == "lgm" and job.config.steps == 4
+    with pytest.raises(InputError, match="was made by --method lgm, not sds"):
+        parse_generate([PROMPT, "--out", str(out), "--resume", "--method", "sds"])
+
+
 def test_a_scorer_without_a_prior_judges_what_the_bank_makes(weights: Path, tmp_path: Path) -> None:
     (weights / PRIOR_FILE).unlink()
     assert priors.embedded_clip("clip_guide") is not None
@@ -284,6 +312,15 @@ def test_flags_are_those_of_the_request_and_the_method(capsys: pytest.CaptureFix
         "--scale",
     ):
         assert flag in told, flag
+
+
+def test_a_method_has_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    job = parse_generate([PROMPT, "--method", "lgm", "--guesses", "3"])
+    assert job.method == "lgm" and job.config == lgm_splats.Config(guesses=3)
+    assert job.out.name.startswith("a-red-snowman-lgm-")
+    with pytest.raises(SystemExit):
+        parse_generate([PROMPT, "--method", "lgm", "--voxels", "32"])
+    assert "Unrecognized options: --voxels" in capsys.readouterr().err
 
 
 def test_a_preset_is_where_options_start_from() -> None:
