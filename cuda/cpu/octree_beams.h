@@ -1,7 +1,7 @@
-// Where in depth the packets of a picture can meet leaves: the cells of the grid that hold something, drawn as boxes
-// into a small picture with a nearest and a farthest depth for each packet (beam optimisation, Laine and Karras,
-// "Efficient Sparse Voxel Octrees", I3D 2010, who walk the octree with thick rays for it).
-// A packet that no cell covers is background at once; the others begin at the first content and end behind the last.
+// Where in depth the packets of a picture can meet leaves: the boxes of what the grid's cells hold, drawn into a small
+// picture with a nearest and a farthest depth for each packet (beam optimisation, Laine and Karras, "Efficient Sparse
+// Voxel Octrees", I3D 2010, who walk the octree with thick rays for it).
+// A packet that no box covers is background at once; the others begin at the first content and end behind the last.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -21,28 +21,31 @@ struct OctreeCamera {
     std::int64_t width = 0, height = 0;
 };
 
+// Boxes [count, 6], first corner and last, of what the cells of the grid hold, in quarters of a cell.
+struct OctreeBoxes {
+    const std::int16_t* corners;
+    std::int64_t count;
+};
+
 template <typename T>
 class OctreeBeams {
   public:
     const T *from, *to;  // [packets] t between which leaves can lie; from > to where there are none
 
-    void draw(const OctreeIndex& index, const OctreeFrame<T>& frame, const OctreeCamera<T>& camera, int tile_width,
-              int tile_height) {
+    void draw(const OctreeBoxes& boxes, const OctreeIndex& index, const OctreeFrame<T>& frame,
+              const OctreeCamera<T>& camera, int tile_width, int tile_height) {
         const View view(index, frame, camera, tile_width, tile_height);
-        const std::int64_t packets = view.across * view.down, cells = std::int64_t(1) << index.top_level;
-        const std::int64_t workers = std::min<std::int64_t>(threads(), cells);
+        const std::int64_t packets = view.across * view.down;
+        const std::int64_t workers = std::max<std::int64_t>(1, std::min<std::int64_t>(threads(), boxes.count));
         T* nearest = from_.resize(std::size_t(workers * packets));
         T* farthest = to_.resize(std::size_t(workers * packets));
         std::vector<T> around(std::size_t(workers), T(-1));
         parallel_tasks(workers, [&](std::int64_t worker, int) {
             T *near = nearest + worker * packets, *far = farthest + worker * packets;
             std::fill_n(near, packets, T(3e38f)), std::fill_n(far, packets, T(0));
-            for (std::int64_t x = worker; x < cells; x += workers)  // by turns: content is rarely spread evenly
-                for (std::int64_t y = 0; y < cells; ++y) {
-                    const int* row = index.top + ((x << index.top_level | y) << index.top_level);
-                    for (std::int64_t z = 0; z < cells; ++z)
-                        if (row[z] < kOctreeEmpty) view.cell(T(x), T(y), T(z), near, far, around[std::size_t(worker)]);
-                }
+            const std::int64_t end = boxes.count * (worker + 1) / workers;
+            for (std::int64_t i = boxes.count * worker / workers; i < end; ++i)
+                view.box(boxes.corners + 6 * i, near, far, around[std::size_t(worker)]);
         });
         const T behind = *std::max_element(around.begin(), around.end());
         for (std::int64_t worker = 1; worker < workers; ++worker)
@@ -58,11 +61,11 @@ class OctreeBeams {
   private:
     static constexpr T kMargin = T(0.02f);  // of a cell, and of a pixel: what rounding may move
 
-    // A cell's middle in the camera is linear in its numbers; its box there is as large for every cell.
+    // The middle of a box in the camera is linear in the sum of its corners, its half size in their difference.
     struct View {
         const OctreeCamera<T>& camera;
         std::int64_t across, down;
-        T tile[2], base[3] = {}, step[3][3], half[3] = {};
+        T tile[2], base[3] = {}, step[3][3];  // step: half a quarter of a cell along each axis
 
         View(const OctreeIndex& index, const OctreeFrame<T>& frame, const OctreeCamera<T>& camera, int tile_width,
              int tile_height)
@@ -70,13 +73,12 @@ class OctreeBeams {
               across((camera.width + tile_width - 1) / tile_width),
               down((camera.height + tile_height - 1) / tile_height),
               tile{T(tile_width), T(tile_height)} {
-            const T cell = T(1 << (index.lattice_level - index.top_level));
+            const T unit = T(0.125) * T(1 << (index.lattice_level - index.top_level));
             for (int i = 0; i < 3; ++i)
                 for (int axis = 0; axis < 3; ++axis) {
                     const T turned = camera.rotation[3 * axis + i], scale = frame.scale[axis];
-                    base[i] += turned * ((T(0.5) * cell - frame.offset[axis]) / scale - camera.eye[axis]);
-                    step[i][axis] = turned * cell / scale;
-                    half[i] += std::abs(step[i][axis]) * (T(0.5) + kMargin);
+                    base[i] -= turned * (frame.offset[axis] / scale + camera.eye[axis]);
+                    step[i][axis] = turned * unit / scale;
                 }
         }
 
@@ -85,11 +87,15 @@ class OctreeBeams {
             return !(position > T(0)) ? 0 : position < T(count) ? std::int64_t(position) : count;
         }
 
-        // Widens what the packets that see the cell have; `around` becomes the depth of one that reaches behind the
-        // camera and may cover anything.
-        void cell(T x, T y, T z, T* nearest, T* farthest, T& around) const {
-            T at[3];
-            for (int i = 0; i < 3; ++i) at[i] = base[i] + x * step[i][0] + y * step[i][1] + z * step[i][2];
+        // Widens what the packets that see a box have; `around` becomes the depth of one that reaches behind the camera
+        // and may cover anything.
+        void box(const std::int16_t* corners, T* nearest, T* farthest, T& around) const {
+            T at[3] = {base[0], base[1], base[2]}, half[3] = {};
+            for (int axis = 0; axis < 3; ++axis) {
+                const T middle = T(corners[axis] + corners[3 + axis]);
+                const T size = T(corners[3 + axis] - corners[axis]) + T(8) * kMargin;
+                for (int i = 0; i < 3; ++i) at[i] += middle * step[i][axis], half[i] += size * std::abs(step[i][axis]);
+            }
             const T near = at[2] - half[2], far = at[2] + half[2];
             if (!(far > T(0))) return;
             if (near < T(1e-3f) * half[2]) {

@@ -88,6 +88,7 @@ struct OctreeRays {
 template <typename T>
 struct OctreeScene {
     OctreeIndex index;
+    OctreeBoxes boxes;
     OctreeFrame<T> frame;
     OctreeLeaves<T> leaves;
     OctreeRays<T> rays;
@@ -96,7 +97,7 @@ struct OctreeScene {
     // Lets the packets of a camera begin where leaves begin; `beams` must outlive the rays.
     void aim(OctreeBeams<T>& beams) {
         if (rays.camera.width == 0) return;
-        beams.draw(index, frame, rays.camera, rays.kTileWidth, rays.kTileHeight);
+        beams.draw(boxes, index, frame, rays.camera, rays.kTileWidth, rays.kTileHeight);
         rays.beams = &beams;
     }
 };
@@ -182,15 +183,17 @@ using Maybe = std::optional<T>;
 // What Python passes for every octree kernel, checked.
 template <typename T>
 OctreeScene<T> octree_scene(const Numbers<const std::int32_t>& top, const Table<const std::int32_t>& nodes,
-                            const Numbers<const std::int32_t>& shape, const Numbers<const double>& frame,
-                            const Numbers<const T>& sigmas, const Table<const T>& sh,
-                            const Maybe<Table<const T>>& origins, const Maybe<Table<const T>>& directions,
+                            const Table<const std::int16_t>& boxes, const Numbers<const std::int32_t>& shape,
+                            const Numbers<const double>& frame, const Numbers<const T>& sigmas,
+                            const Table<const T>& sh, const Maybe<Table<const T>>& origins,
+                            const Maybe<Table<const T>>& directions,
                             const Maybe<Numbers<const double>>& camera, std::int64_t width, std::int64_t height,
                             double stop, double least) {
     OctreeScene<T> scene;
-    if (shape.shape(0) != 8 || frame.shape(0) != 6 || nodes.shape(1) != 64)
-        throw nanobind::value_error("shape must have 8 numbers, frame 6 and nodes 64 a row");
+    if (shape.shape(0) != 8 || frame.shape(0) != 6 || nodes.shape(1) != 64 || boxes.shape(1) != 6)
+        throw nanobind::value_error("shape must have 8 numbers, frame 6, nodes 64 a row and boxes 6");
     const std::int32_t* s = shape.data();
+    scene.boxes = {boxes.data(), std::int64_t(boxes.shape(0))};
     scene.index = {top.data(), nodes.data(), s[0], s[1], {s[2], s[3], s[4]}, {s[5], s[6], s[7]}};
     if (s[0] < 0 || s[0] > 10 || s[1] < s[0] || s[1] > 16 || top.shape(0) != std::size_t(1) << 3 * s[0])
         throw nanobind::value_error("top must be a grid of 2^top_level cells a side");

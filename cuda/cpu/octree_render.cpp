@@ -81,14 +81,14 @@ void render(const OctreeScene<T>& scene, const Pictures<T>& out) {
 }
 
 template <typename T>
-void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
-                   Numbers<const double> frame, Numbers<const T> sigmas, Table<const T> sh,
-                   Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
+void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Table<const std::int16_t> boxes,
+                   Numbers<const std::int32_t> shape, Numbers<const double> frame, Numbers<const T> sigmas,
+                   Table<const T> sh, Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                    Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
-                   double least, bool whole, Maybe<Numbers<const T>> background, Table<T> rgb, Numbers<T> last, Maybe<Numbers<T>> depth,
-                   Maybe<Numbers<T>> median) {
-    OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera, width,
-                                           height, stop, least);
+                   double least, bool whole, Maybe<Numbers<const T>> background, Table<T> rgb, Numbers<T> last,
+                   Maybe<Numbers<T>> depth, Maybe<Numbers<T>> median) {
+    OctreeScene<T> scene = octree_scene<T>(top, nodes, boxes, shape, frame, sigmas, sh, origins, directions, camera,
+                                           width, height, stop, least);
     const std::size_t rays = std::size_t(scene.rays.rays);
     if (background && background->shape(0) != 3) throw nb::value_error("background must be 3 numbers");
     if (rgb.shape(0) != rays || rgb.shape(1) != 3 || last.shape(0) != rays ||
@@ -105,10 +105,11 @@ void octree_render(Numbers<const std::int32_t> top, Table<const std::int32_t> no
 template <typename T>
 void bind(nb::module_& m) {
     m.def("octree_render", &octree_render<T>, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("sigmas").noconvert(),
-          nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
-          nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
-          nb::arg("whole"), nb::arg("background").noconvert().none(), nb::arg("rgb").noconvert(), nb::arg("last").noconvert(),
+          nb::arg("boxes").noconvert(), nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
+          nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(),
+          nb::arg("directions").noconvert().none(), nb::arg("camera").noconvert().none(), nb::arg("width"),
+          nb::arg("height"), nb::arg("stop"), nb::arg("least"), nb::arg("whole"),
+          nb::arg("background").noconvert().none(), nb::arg("rgb").noconvert(), nb::arg("last").noconvert(),
           nb::arg("depth").noconvert().none(), nb::arg("median").noconvert().none(),
           "Colours, remaining light and depths of rays through an octree.");
 }

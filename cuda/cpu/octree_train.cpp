@@ -241,13 +241,13 @@ void run(Records<T>& records, OctreeScene<T>& scene, Wanted wanted, const Upstre
 
 // The gradient of a picture by the leaves, v_sigmas [leaves] and v_sh [leaves, numbers], written whole.
 template <typename T>
-void octree_backward(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes,
+void octree_backward(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Table<const std::int16_t> boxes,
                      Numbers<const std::int32_t> shape, Numbers<const double> frame, Numbers<const T> sigmas,
                      Table<const T> sh, Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                      Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
                      double least, Table<const T> v_rgb, Numbers<const T> v_last, Numbers<T> v_sigmas, Table<T> v_sh) {
-    OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera, width,
-                                           height, stop, least);
+    OctreeScene<T> scene = octree_scene<T>(top, nodes, boxes, shape, frame, sigmas, sh, origins, directions, camera,
+                                           width, height, stop, least);
     const std::size_t rays = std::size_t(scene.rays.rays);
     if (v_rgb.shape(0) != rays || v_rgb.shape(1) != 3 || v_last.shape(0) != rays ||
         v_sigmas.shape(0) != sigmas.shape(0) || v_sh.shape(0) != sh.shape(0) || v_sh.shape(1) != sh.shape(1))
@@ -272,13 +272,13 @@ void octree_backward(Numbers<const std::int32_t> top, Table<const std::int32_t> 
 
 // Adds each leaf's weights over all rays to sums [leaves] and raises maxima [leaves] to the largest.
 template <typename T>
-void octree_weights(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes,
+void octree_weights(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Table<const std::int16_t> boxes,
                     Numbers<const std::int32_t> shape, Numbers<const double> frame, Numbers<const T> sigmas,
                     Table<const T> sh, Maybe<Table<const T>> origins, Maybe<Table<const T>> directions,
                     Maybe<Numbers<const double>> camera, std::int64_t width, std::int64_t height, double stop,
                     double least, Numbers<T> sums, Numbers<T> maxima) {
-    OctreeScene<T> scene = octree_scene<T>(top, nodes, shape, frame, sigmas, sh, origins, directions, camera, width,
-                                           height, stop, least);
+    OctreeScene<T> scene = octree_scene<T>(top, nodes, boxes, shape, frame, sigmas, sh, origins, directions, camera,
+                                           width, height, stop, least);
     if (sums.shape(0) != sigmas.shape(0) || maxima.shape(0) != sigmas.shape(0))
         throw nb::value_error("sums and maxima must have a number per leaf");
     nb::gil_scoped_release unlocked;
@@ -307,15 +307,16 @@ class OctreeTrainer {
     // the errors and `distortion` times each ray's distortion. The rows' weights in this picture are added to weights
     // [leaves], and maxima [leaves] raised to the largest. Densities stay at least at `floor`: at 0 they would see no
     // gradient any more.
-    double step(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Numbers<const std::int32_t> shape,
-                Numbers<const double> frame, Numbers<float> sigmas, Table<float> sh, Numbers<const double> camera,
-                std::int64_t width, std::int64_t height, double stop, double least, Table<const float> target,
-                Numbers<const float> background, Array<float, nb::shape<2, -1>> sigma_moments,
+    double step(Numbers<const std::int32_t> top, Table<const std::int32_t> nodes, Table<const std::int16_t> boxes,
+                Numbers<const std::int32_t> shape, Numbers<const double> frame, Numbers<float> sigmas, Table<float> sh,
+                Numbers<const double> camera, std::int64_t width, std::int64_t height, double stop, double least,
+                Table<const float> target, Numbers<const float> background,
+                Array<float, nb::shape<2, -1>> sigma_moments,
                 Array<float, nb::shape<2, -1, -1>> sh_moments, Numbers<float> weights, Numbers<float> maxima,
                 std::int64_t number, double lr_sigma, double lr_sh, double beta1, double beta2, double eps, float floor,
                 float distortion) {
         OctreeScene<float> scene =
-            octree_scene<float>(top, nodes, shape, frame, Numbers<const float>(sigmas), Table<const float>(sh),
+            octree_scene<float>(top, nodes, boxes, shape, frame, Numbers<const float>(sigmas), Table<const float>(sh),
                                 std::nullopt, std::nullopt, camera, width, height, stop, least);
         if (target.shape(0) != std::size_t(scene.rays.rays) || target.shape(1) != 3 || background.shape(0) != 3 ||
             sigma_moments.shape(1) != sigmas.shape(0) || sh_moments.shape(1) != sh.shape(0) ||
@@ -357,16 +358,18 @@ class OctreeTrainer {
 template <typename T>
 void bind(nb::module_& m) {
     m.def("octree_backward", &octree_backward<T>, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("sigmas").noconvert(),
-          nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
-          nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
+          nb::arg("boxes").noconvert(), nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
+          nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(),
+          nb::arg("directions").noconvert().none(), nb::arg("camera").noconvert().none(), nb::arg("width"),
+          nb::arg("height"), nb::arg("stop"), nb::arg("least"),
           nb::arg("v_rgb").noconvert(), nb::arg("v_last").noconvert(), nb::arg("v_sigmas").noconvert(),
           nb::arg("v_sh").noconvert(),
           "Gradient of colours and remaining light by the leaf table.");
     m.def("octree_weights", &octree_weights<T>, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-          nb::arg("shape").noconvert(), nb::arg("frame").noconvert(), nb::arg("sigmas").noconvert(),
-          nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(), nb::arg("directions").noconvert().none(),
-          nb::arg("camera").noconvert().none(), nb::arg("width"), nb::arg("height"), nb::arg("stop"), nb::arg("least"),
+          nb::arg("boxes").noconvert(), nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
+          nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("origins").noconvert().none(),
+          nb::arg("directions").noconvert().none(), nb::arg("camera").noconvert().none(), nb::arg("width"),
+          nb::arg("height"), nb::arg("stop"), nb::arg("least"),
           nb::arg("sums").noconvert(), nb::arg("maxima").noconvert(), "Sum and maximum of each leaf's weights.");
 }
 
@@ -378,11 +381,12 @@ void bind_octree_train(nb::module_& m) {
     nb::class_<OctreeTrainer>(m, "OctreeTrainer", "Trains leaves on one picture at a time; keeps its working memory.")
         .def(nb::init<>())
         .def("step", &OctreeTrainer::step, nb::arg("top").noconvert(), nb::arg("nodes").noconvert(),
-             nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
+             nb::arg("boxes").noconvert(), nb::arg("shape").noconvert(), nb::arg("frame").noconvert(),
              nb::arg("sigmas").noconvert(), nb::arg("sh").noconvert(), nb::arg("camera").noconvert(), nb::arg("width"),
-             nb::arg("height"), nb::arg("stop"), nb::arg("least"), nb::arg("target").noconvert(), nb::arg("background").noconvert(), nb::arg("sigma_moments").noconvert(),
-             nb::arg("sh_moments").noconvert(), nb::arg("weights").noconvert(), nb::arg("maxima").noconvert(),
-             nb::arg("number"), nb::arg("lr_sigma"), nb::arg("lr_sh"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("floor"),
+             nb::arg("height"), nb::arg("stop"), nb::arg("least"), nb::arg("target").noconvert(),
+             nb::arg("background").noconvert(), nb::arg("sigma_moments").noconvert(), nb::arg("sh_moments").noconvert(),
+             nb::arg("weights").noconvert(), nb::arg("maxima").noconvert(), nb::arg("number"), nb::arg("lr_sigma"),
+             nb::arg("lr_sh"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("floor"),
              nb::arg("distortion"));
 }
 

@@ -182,7 +182,7 @@ struct OctreeWay {
     void enter(const OctreeIndex& index, const OctreeFrame<float>& frame, const float* const origin[3],
                const float* const direction[3], const std::int32_t* ids, float from, float to) {
         Floats squares(0.0f);
-        t = Floats(from), leave = Floats(to), light = Floats(1.0f), octant = whole(0);
+        t = Floats(from), leave = Floats(to), light = Floats(1.0f), sigma = Floats(0.0f), octant = whole(0);
         for (int axis = 0; axis < 3; ++axis) {
             const Floats world = Floats::load(direction[axis]);
             o[axis] = Floats(frame.offset[axis]) + Floats(frame.scale[axis]) * Floats::load(origin[axis]);
@@ -220,6 +220,7 @@ struct OctreeWay {
     // The words in the nodes that `word` names, whose cells have side 2^finer.
     void look_up_node(const OctreeIndex& index, int finer) {
         const Choice deeper = greater(whole(0), word);
+        if (!bits(deeper)) return;
         const Ints place = (at[0] >> finer & 3) << 4 | (at[1] >> finer & 3) << 2 | (at[2] >> finer & 3);
         word = gather(deeper, index.nodes, (~word << 6) + place, word);
         shift = pick(deeper, whole(finer), shift);
@@ -227,6 +228,7 @@ struct OctreeWay {
 
     void look_up_sigma(const float* sigmas) {
         leaf = greater(whole(kOctreeEmpty), word) & active;
+        if (!bits(leaf)) return;
         const auto* numbers = reinterpret_cast<const std::int32_t*>(sigmas);
         sigma = Floats((Floats::Raw)gather(leaf, numbers, word >> kOctreeLevelBits, whole(0)));
     }

@@ -29,7 +29,8 @@ class OctreeIndex:
     """The table for one set of leaves; see `build_index`.
 
     codes: [L] int64, ascending.  levels: [L] int32.  offset, invradius: [3] float64 on the CPU; a point x of the world
-    is offset + invradius x in the unit cube.  top: [T, T, T] int32.  nodes: [N, 4, 4, 4] int32.  shape: [8] int32 on
+    is offset + invradius x in the unit cube.  top: [T, T, T] int32.  nodes: [N, 4, 4, 4] int32.  boxes:
+    [B, 6] int16, of what each cell of the grid holds, first corner and last in quarters of a cell.  shape: [8] int32 on
     the CPU: levels of the grid and of the lattice that the words count on, then the box of that lattice that holds
     all leaves, first cells and ends.
     """
@@ -40,6 +41,7 @@ class OctreeIndex:
     invradius: Tensor
     top: Tensor
     nodes: Tensor
+    boxes: Tensor
     shape: Tensor
 
     @property
@@ -113,6 +115,7 @@ def build_index(codes: Tensor, levels: Tensor, offset: Tensor, invradius: Tensor
         invradius.detach().cpu().double(),
         top + _grid_reaches(top < EMPTY),
         nodes,
+        _boxes(top, nodes),
         torch.tensor([top_level, lattice, *low, *high], dtype=torch.int32),
     )
 
@@ -189,6 +192,21 @@ def _bounds(codes: Tensor, levels: Tensor, lattice: int) -> tuple[list[int], lis
     sides = torch.ones_like(codes) << FINEST - levels.long()
     high = (corners + sides[:, None]).amax(0) - 1 >> FINEST - lattice
     return low.tolist(), (high + 1).tolist()
+
+
+def _boxes(top: Tensor, nodes: Tensor) -> Tensor:
+    """The boxes of what the cells of the grid hold, [B, 6] int16. top: [T, T, T].  nodes: [N, 4, 4, 4]."""
+    cells = (top < EMPTY).nonzero()
+    words = top[cells.unbind(1)]
+    boxes = 4 * torch.cat([cells, cells + 1], dim=1)  # of leaves
+    deeper = words < 0
+    held = nodes[~words[deeper].long()] < EMPTY
+    for axis in range(3):
+        others = [1 + other for other in range(3) if other != axis]
+        slices = held.any(others[1]).any(others[0])  # [B', 4]
+        boxes[deeper, axis] += (slices.cumsum(1) == 0).sum(1)
+        boxes[deeper, 3 + axis] -= (slices.flip(1).cumsum(1) == 0).sum(1)
+    return boxes.short()
 
 
 def _grid_reaches(held: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def scene_arguments(
     sigmas: Tensor, sh_coeffs: Tensor, index: OctreeIndex, rays: Rays, stop: float, least: float
 ) -> tuple[Any, ...]:
     """What every octree kernel takes first."""
-    table = (index.top.view(-1), index.nodes.view(-1, 64), index.shape, index.frame)
+    table = (index.top.view(-1), index.nodes.view(-1, 64), index.boxes, index.shape, index.frame)
     leaves = (sigmas, sh_coeffs.view(len(sh_coeffs), 3 * sh_coeffs.shape[1]))
     return (*table, *leaves, *rays.arguments(sigmas.dtype), stop, least)
 

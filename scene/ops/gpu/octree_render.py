@@ -60,6 +60,7 @@ class OctreeScene(NamedTuple):
 def octree_render(
     top: Tensor,
     nodes: Tensor,
+    boxes: Tensor,
     shape: Tensor,
     frame: Tensor,
     sigmas: Tensor,

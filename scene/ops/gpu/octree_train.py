@@ -43,6 +43,7 @@ class Gradients(NamedTuple):
 def octree_weights(
     top: Tensor,
     nodes: Tensor,
+    boxes: Tensor,
     shape: Tensor,
     frame: Tensor,
     sigmas: Tensor,
@@ -67,6 +68,7 @@ def octree_weights(
 def octree_backward(
     top: Tensor,
     nodes: Tensor,
+    boxes: Tensor,
     shape: Tensor,
     frame: Tensor,
     sigmas: Tensor,
@@ -102,6 +104,7 @@ class OctreeTrainer:
         self,
         top: Tensor,
         nodes: Tensor,
+        boxes: Tensor,
         shape: Tensor,
         frame: Tensor,
         sigmas: Tensor,

@@ -92,6 +92,27 @@ def test_the_table_and_the_list_of_leaves_name_the_same_leaf(levels: int) -> Non
 
 
 @pytest.mark.parametrize("levels", [2, 6, 7, 8, 9])
+def test_boxes_are_the_quarters_of_grid_cells_that_leaves_reach_into(levels: int) -> None:
+    codes, depths = random_leaves(levels)
+    index = build_index(codes, depths, HALF, HALF)
+    top_level = int(index.shape[0])
+    quarter = 1 << (FINEST - top_level - 2)  # cells of the finest lattice
+    wanted: dict[tuple[int, ...], list[int]] = {}
+    low = decode(codes)
+    high = low + (1 << FINEST - depths.long())[:, None]
+    for first, last, depth in zip((low // quarter).tolist(), (-(-high // quarter)).tolist(), depths.tolist()):
+        span_of = 1 << max(0, top_level - depth)  # cells along a side of the leaf
+        for step in range(span_of**3):
+            cell = tuple(first[i] // 4 + step // span_of ** (2 - i) % span_of for i in range(3))
+            lows = [max(first[i], 4 * cell[i]) for i in range(3)]
+            highs = [min(last[i], 4 * cell[i] + 4) for i in range(3)]
+            box = wanted.setdefault(cell, [*lows, *highs])
+            box[:] = [*(min(a, b) for a, b in zip(box[:3], lows)), *(max(a, b) for a, b in zip(box[3:], highs))]
+    found = {tuple(box[i] // 4 for i in range(3)): box for box in index.boxes.tolist()}
+    assert len(found) == len(index.boxes) and found == wanted
+
+
+@pytest.mark.parametrize("levels", [2, 6, 7, 8, 9])
 def test_what_an_empty_word_promises_is_empty_and_no_less_than_it_can_tell(levels: int) -> None:
     """For every octant: no point of the cube lies in a leaf, and the next larger cube holds one."""
     codes, depths = random_leaves(levels)
