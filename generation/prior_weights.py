@@ -24,7 +24,7 @@ from generation.lgm import LgmLayout, LgmNetwork
 from generation.networks import Layout, MultiViewUNet
 from scene.errors import InputError
 from scene.files import replacing
-from scene.untrusted import map_bytes, parse_json
+from scene.untrusted import looks_pickled, map_bytes, parse_json
 
 PRIOR_FILE, GUIDE_FILE, SCORER_FILE = "prior.safetensors", "clip_guide.safetensors", "clip_scorer.safetensors"
 LGM_FILE = "lgm.safetensors"
@@ -111,7 +111,7 @@ def _loaded(path: Path, kind: Kind, layout: type[AnyLayout]) -> tuple[nn.Module,
 def _opened(path: Path, kind: Kind, layout: type[AnyLayout]) -> tuple[bytes, dict[str, Any], About]:
     """Bytes, tensors' entries and description of a file of weights."""
     data = bytes(map_bytes(path, MAX_BYTES)[:])
-    if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+    if looks_pickled(data):
         raise InputError(f"{path} is a pickle, which could run any code and is never read; expected safetensors")
     if data.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull")

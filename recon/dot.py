@@ -10,8 +10,10 @@ Departures: the field is a voxel grid with spherical harmonics (`recon/grid_trai
 takes minutes instead of days; Adam on the leaves that a photo meets instead of SGD or RMSProp; rates fall tenfold over
 the run, so that the last octree is the best one and no views are held back to choose it; leaves are dropped rather
 than merged (`scene/octree_refine.py` has the reasons and figures); a leaf also goes when no single ray takes much light
-from it (PlenOctrees bake by that), which spares what few views see and is hard on fog; a distortion loss (mip-NeRF 360)
-draws a ray's light together, so that it ends after few leaves; cut-out photos are trained over random backgrounds.
+from it (PlenOctrees bake by that), which spares what few views see and is hard on fog; what is split is not what rays
+use most, but where the photos still pull most at what rays use; a distortion loss (mip-NeRF 360) draws a ray's light
+together, so that it ends after few leaves; colours that depend on the direction fade a little with each epoch, so that
+only those stay which photos keep up; cut-out photos are trained over random backgrounds.
 """
 
 from __future__ import annotations
@@ -80,10 +82,10 @@ class Config:
     """a leaf goes when it sends less than this share of the light that baked leaves send on average (DOT)"""
     faint: float = 0.03
     """a leaf goes when no ray takes more than this share of its light from it (DOT)"""
-    distortion: float = 0.2
+    distortion: float = 0.35
     """weight of the distortion loss, which makes surfaces thin; 0 for scenes of real fog (DOT)"""
-    split: float = 0.006
-    """share of the leaves that is split, four times in a run (DOT)"""
+    split: float = 0.0045
+    """share of the leaves that is split, six times in a run (DOT)"""
     max_leaves: int = 4_000_000
     """cap on the number of leaves"""
     checkpoint_seconds: float = 30.0
@@ -129,7 +131,9 @@ COARSE_LEVEL = 5  # of leaves where nothing is known
 GRID_SHARE = 0.55  # of a time budget
 FALL = 0.1  # of the learning rates over the octree's training
 PRUNE_FROM, PRUNE_FULL, PRUNE_TO = 0.02, 0.6, 0.8  # progress of the octree's training; full strength from the second
-SPLIT_AT = (0.15, 0.3, 0.45, 0.6)
+THIN_TO = 0.7  # until when the distortion loss works
+SPLIT_AT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+FADE = 0.04  # of the colours that depend on the direction, in the first epoch; it falls with the learning rates
 FINEST_SPLIT = 2  # levels below the baked ones
 ALIKE = 0.05  # siblings that differ by less are merged
 
@@ -308,7 +312,7 @@ def _one_photo(trainer: Trainer, p: float) -> None:
         target = composite(photo.rgb, photo.alpha, background)
     fall = FALL**p
     side = 0.5**config.level / float(trainer.step.octree.index.invradius.max())
-    distortion = config.distortion if config.variant == "dot" and p < PRUNE_TO else 0.0
+    distortion = config.distortion if config.variant == "dot" and p < THIN_TO else 0.0
     rates = Rates(fall * config.sigma_lr / side, fall * config.sh_lr, distortion=distortion)
     trainer.error += trainer.step.take(camera.resized(target.shape[1], target.shape[0]), target, background, rates)
     trainer.done += 1
@@ -327,9 +331,11 @@ def _end_epoch(trainer: Trainer, p: float) -> None:
         if due > trainer.splits:
             trainer.splits = due
             limit = min(FINEST, config.level + FINEST_SPLIT)
-            _change(step, grow(step.octree, step.weights, config.split, config.max_leaves, limit))
+            _change(step, grow(step.octree, step.weights * step.pull(), config.split, config.max_leaves, limit))
         elif p > SPLIT_AT[-1]:
             _change(step, join(step.octree, ALIKE))
+    if config.variant == "dot":
+        step.octree.sh_coeffs[:, 1:] *= 1 - FADE * FALL**p
     step.forget_light()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scene.errors import InputError
 from scene.files import replacing
-from scene.untrusted import MAX_FILE_BYTES, map_bytes, parse_json
+from scene.untrusted import MAX_FILE_BYTES, looks_pickled, map_bytes, parse_json
 
 _TENSOR_TYPES = {
     torch.float64: "F64",
@@ -70,7 +70,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]
     try:
         tensors, checks, state, generation = _parsed(data, path)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, struct.error) as error:
-        if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+        if looks_pickled(data):
             raise InputError(
                 f"{path} is a pickle (.pt), which could run any code and is never read; {_AGAIN}"
             ) from error

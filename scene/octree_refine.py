@@ -39,7 +39,10 @@ def join(octree: Octree, difference: float) -> Edit:
 
 
 def grow(octree: Octree, weights: Tensor, share: float, most: int, limit: int) -> Edit:
-    """Splits that share of the leaves that rays use most, up to `most` leaves in all and to level `limit`."""
+    """Splits that share of the leaves whose weights are largest, up to `most` leaves in all and to level `limit`.
+
+    weights: [L]; leaves of none stay.
+    """
     chosen = torch.zeros(len(octree), dtype=torch.bool, device=weights.device)
     count = max(0, min(int(share * len(octree)), (most - len(octree)) // 7))
     able = torch.where(octree.index.levels < limit, weights, -1.0)

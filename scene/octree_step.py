@@ -86,6 +86,10 @@ class OctreeStep:
         self.sh_moments = torch.stack([edit.carry(moment) for moment in self.sh_moments])
         self.weights, self.maxima = edit.carry_sum(self.weights), edit.carry(self.maxima)
 
+    def pull(self) -> Tensor:
+        """[L] how hard photos pull at the colour of each leaf: Adam's mean size of the gradient of its constant part."""
+        return self.sh_moments[1, :, :3].sum(1).sqrt()
+
     def forget_light(self) -> None:
         """Empties `weights` and `maxima`."""
         self.weights.zero_()

@@ -120,6 +120,14 @@ def map_bytes(path: Path, most: int = MAX_MODEL_BYTES) -> mmap.mmap | bytes:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if check_size(file, most, path) else b""
 
 
+def looks_pickled(data: mmap.mmap | bytes) -> bool:
+    """Whether bytes that should be safetensors are a pickle, bare or in torch's .zip.
+
+    Safetensors begin with the length of their header, whose first byte is that of a pickle in one file of 32.
+    """
+    return data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[8:9] != b"{")
+
+
 def read_array(file: BinaryIO, dtype: np.dtype, count: int, name: object) -> NDArray:
     """The next `count` records of an opened regular file, writable.
 

@@ -101,6 +101,16 @@ def test_pickles_pointers_and_torn_files_are_refused(file: Path) -> None:
     refused(file, "No such file")
 
 
+def test_a_header_as_long_as_a_pickle_begins_is_no_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    begins = set()
+    for more in range(0, 256, 8):  # the length of the header's padding differs in its last byte
+        save_weights(path, toy_network(), replace(ABOUT, metrics={"a" * (1 + more): 1.0}))
+        begins.add(path.read_bytes()[0])
+        load_prior_network(path)
+    assert 0x80 in begins
+
+
 def test_strangers_safetensors_and_the_wrong_kind_are_refused(file: Path) -> None:
     save_file({"x": torch.zeros(2)}, file)
     refused(file, "no weights of Maquette's own prior")
