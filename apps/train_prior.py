@@ -25,7 +25,7 @@ from generation import prior_evaluation as judging
 from generation.clip import Clip, ClipLayout
 from generation.lgm import LgmLayout, LgmNetwork
 from generation.lgm_training import lgm_loss, reconstruction_scores
-from generation.networks import Layout, MultiViewUNet, take_over, without_finest_level
+from generation.networks import Layout, MultiViewUNet
 from generation.prior_data import (
     HELD_OUT_PART,
     PART,
@@ -97,12 +97,12 @@ class TrainPrior:
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     """folder to make; the weights end up in it"""
     size: Literal["cpu", "gpu"] = "cpu"
-    """cpu: a small network for two cores and two hours; gpu: a larger one, for one large GPU; both of 64 pixels"""
+    """cpu: pictures of 32 pixels, for two cores and two hours; gpu: 64 pixels, for one large GPU"""
     stage: Literal["all", "prior", "lgm"] = "all"
     """prior: no LGM-tiny; lgm: LGM-tiny (four views to Gaussians) and the CLIP network that its loss needs, no more"""
     start: Annotated[Path | None, tyro.conf.arg(metavar="WEIGHTS")] = None
     """folder of an earlier training of this size to go on from: its CLIP networks are taken as they are, and the prior
-    and LGM-tiny begin with its weights; a prior of pictures half as fine will do as well"""
+    and LGM-tiny begin with its weights"""
     max_minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """time for everything; the learning rates then follow the clock"""
     objects: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -373,18 +373,9 @@ class _Work:
         given = self.given(file)
         if given is not None:
             network, about = load(given)
-            steps = f"{about.metrics.get('steps', 0):,.0f} steps"
-            if isinstance(layout, Layout) and about.layout == without_finest_level(layout):
-                assert isinstance(fresh, MultiViewUNet) and isinstance(network, MultiViewUNet)
-                take_over(fresh, network)
-                self.run.decide(
-                    f"The training begins with {given}, of pictures half as fine, which had {steps}; what makes them "
-                    "finer begins anew."
-                )
-            else:
-                check_same(given, about.layout, layout)
-                fresh.load_state_dict(network.state_dict())
-                self.run.decide(f"The training goes on from {given}, which had {steps}.")
+            check_same(given, about.layout, layout)
+            fresh.load_state_dict(network.state_dict())
+            self.run.decide(f"The training goes on from {given}, which had {about.metrics.get('steps', 0):,.0f} steps.")
         return fresh.to(self.device)
 
     def trainer(

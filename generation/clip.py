@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generation.networks import TextEncoder, group_norm, resized
+from generation.networks import TextEncoder, group_norm
 
 MAX_SCALE = 50.0  # of the learned factor before the softmax
 START_SCALE = 14.0
@@ -43,7 +43,7 @@ GPU_SCORER = ClipLayout(64, (40, 80, 160, 200), 128, 2, 256)
 
 
 class Clip(nn.Module):
-    """Pictures and captions to unit vectors; the more alike, the better they fit. Any size of picture is resized."""
+    """Pictures and captions to unit vectors; the more alike, the better they fit."""
 
     def __init__(self, layout: ClipLayout) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Clip(nn.Module):
         return self.log_scale.exp().clamp(max=MAX_SCALE)
 
     def _map(self, pictures: Tensor) -> Tensor:
-        return self.levels(resized(pictures, self.layout.size).contiguous(memory_format=torch.channels_last))
+        return self.levels(pictures.contiguous(memory_format=torch.channels_last))
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, meanings: Tensor, scale: Tensor) -> Tensor:

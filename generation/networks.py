@@ -37,10 +37,10 @@ class Layout:
     attention head.  context: channels of text and image tokens.  image: channels of the CLIP features of a picture.
     """
 
-    size: int = 64
+    size: int = 32
     patch: int = 4
-    channels: tuple[int, ...] = (64, 64, 128)
-    attention: tuple[bool, ...] = (False, True, True)
+    channels: tuple[int, ...] = (64, 128)
+    attention: tuple[bool, ...] = (True, True)
     blocks: int = 1
     head: int = 32
     context: int = 96
@@ -352,39 +352,6 @@ class _Conditions:
         keys = self.keys[..., self.keys_at : self.keys_at + width]
         self.keys_at += width
         return stage.attention(h, keys, self.frames)
-
-
-def without_finest_level(layout: Layout) -> Layout:
-    """The architecture for pictures of half the pixels that `take_over` begins one of this layout with."""
-    return replace(layout, size=layout.size // 2, channels=layout.channels[1:], attention=layout.attention[1:])
-
-
-@torch.no_grad()
-def take_over(network: MultiViewUNet, coarser: MultiViewUNet) -> None:
-    """Begins with the weights of a network of pictures half as fine, which has every level but the finest.
-
-    That level stays as it is. Raises ValueError where the architectures do not match so.
-    """
-    layout, blocks = network.layout, network.layout.blocks
-    if coarser.layout != without_finest_level(layout) or layout.channels[0] != layout.channels[1]:
-        raise ValueError(f"{coarser.layout} is not {layout} without its finest level")
-    for name in ("text", "image", "time", "camera", "said", "middle"):
-        getattr(network, name).load_state_dict(getattr(coarser, name).state_dict())
-    for mine, theirs in (
-        (network.down[blocks:], coarser.down),
-        (network.up[: len(coarser.up)], coarser.up),
-        (network.coarser[1:], coarser.coarser),
-        (network.finer[: len(coarser.finer)], coarser.finer),
-    ):
-        for module, known in zip(mine, theirs, strict=True):
-            module.load_state_dict(known.state_dict())
-    before = blocks * 2 * layout.channels[0]  # of the finest level's stages on the way down, which come first
-    for mine, known, skipped in (
-        (network.film, coarser.film, before),
-        (network.keys, coarser.keys, before if layout.attention[0] else 0),
-    ):
-        rows = slice(skipped, skipped + len(known.weight))
-        mine.weight[rows], mine.bias[rows] = known.weight, known.bias
 
 
 def _with_reference(z_t: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Tensor, Given]:

@@ -59,7 +59,8 @@ class TrainedPrior:
         file = path / PRIOR_FILE if path.is_dir() else path
         network, about = load_prior_network(file)
         guide = load_clip(file.with_name(GUIDE_FILE), "clip_guide")[0] if file.with_name(GUIDE_FILE).exists() else None
-        if guide is not None and guide.layout.channels[-1] != network.layout.image:
+        wanted = (network.layout.size, network.layout.image)
+        if guide is not None and (guide.layout.size, guide.layout.channels[-1]) != wanted:
             raise InputError(
                 f"{file.with_name(GUIDE_FILE)} does not belong to {file}; they must come from one training"
             )

@@ -18,10 +18,8 @@ from generation.networks import (
     attend,
     camera_numbers,
     camera_of_numbers,
-    take_over,
     update_average,
     velocity_of,
-    without_finest_level,
 )
 from generation.views import orbit_camera
 from tests.generation.prior_toys import toy_given, toy_network
@@ -126,36 +124,7 @@ def test_pooled_words_leave_padding_out_and_no_caption_pools_to_nothing() -> Non
 def test_the_layouts_have_the_sizes_they_are_meant_to_have() -> None:
     with torch.device("meta"):
         sizes = [sum(p.numel() for p in MultiViewUNet(layout).parameters()) for layout in (CPU_LAYOUT, GPU_LAYOUT)]
-    assert [round(size / 1e6, 1) for size in sizes] == [4.5, 15.5]
-
-
-FINER_TOY = replace(TOY_LAYOUT, size=16, channels=(16, 16, 32), attention=(False, True, True))
-
-
-@pytest.mark.parametrize("attention", [False, True])
-def test_below_its_finest_level_a_network_that_took_over_does_what_the_coarser_one_does(attention: bool) -> None:
-    coarser, given = toy_network(), toy_given(2, 4)
-    network = toy_network(replace(FINER_TOY, attention=(attention, True, True)), seed=1)
-    take_over(network, coarser)
-    maps: dict[str, torch.Tensor] = {}
-    network.down[1].block.register_forward_pre_hook(lambda _, inputs: maps.update(into=inputs[0]))
-    network.finer[-1].register_forward_pre_hook(lambda _, inputs: maps.update(out=inputs[0][..., ::2, ::2]))
-    coarser.conv_in.register_forward_hook(lambda *_: maps["into"])
-    coarser.norm_out.register_forward_pre_hook(lambda _, inputs: maps.update(wanted=inputs[0]))
-    g = torch.Generator().manual_seed(0)
-    z, t = torch.randn(2, 4, 3, 16, 16, generator=g), torch.full((2, 4), 0.5)
-    network(z, t, given)
-    coarser(z[..., ::2, ::2], t, given)
-    torch.testing.assert_close(maps["out"], maps["wanted"], atol=1e-5, rtol=1e-5)
-
-
-def test_only_what_lacks_just_the_finest_level_is_taken_over() -> None:
-    assert without_finest_level(FINER_TOY) == TOY_LAYOUT
-    network = toy_network(FINER_TOY)
-    with pytest.raises(ValueError, match="without its finest level"):
-        take_over(network, toy_network(replace(TOY_LAYOUT, head=8)))
-    with pytest.raises(ValueError, match="without its finest level"):
-        take_over(network, network)
+    assert [round(size / 1e6, 1) for size in sizes] == [4.0, 15.5]
 
 
 def test_the_gpu_layout_also_runs() -> None:
