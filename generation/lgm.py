@@ -38,10 +38,10 @@ DARKEST = 0.02  # of the colour that a Gaussian starts with; a logit has no 0 an
 class LgmLayout:
     """The architecture, as it is kept with the weights; the names as in `networks.Layout`."""
 
-    size: int = 64
-    patch: int = 4
-    channels: tuple[int, ...] = (64, 64, 128)
-    attention: tuple[bool, ...] = (False, True, True)
+    size: int = 32
+    patch: int = 2
+    channels: tuple[int, ...] = (64, 128)
+    attention: tuple[bool, ...] = (False, True)
     blocks: int = 1
     head: int = 32
     views: int = 4

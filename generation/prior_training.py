@@ -86,8 +86,8 @@ RECIPES: dict[str, Recipe] = {
         clip_batch=96,
         steps=14_000,
         batch=32,
-        lgm_steps=2_500,
-        lgm_batch=4,
+        lgm_steps=5_000,
+        lgm_batch=8,
         lgm_rate=1e-3,
     ),
     "gpu": Recipe(

@@ -84,7 +84,7 @@ class Config:
     """a leaf goes when no ray takes more than this share of its light from it (DOT)"""
     distortion: float = 0.35
     """weight of the distortion loss, which makes surfaces thin; 0 for scenes of real fog (DOT)"""
-    split: float = 0.0045
+    split: float = 0.006
     """share of the leaves that is split, six times in a run (DOT)"""
     max_leaves: int = 4_000_000
     """cap on the number of leaves"""
@@ -130,8 +130,7 @@ COARSE_VOXELS, COARSE_SHARE = 64**3, 0.08
 COARSE_LEVEL = 5  # of leaves where nothing is known
 GRID_SHARE = 0.55  # of a time budget
 FALL = 0.1  # of the learning rates over the octree's training
-PRUNE_FROM, PRUNE_FULL, PRUNE_TO = 0.02, 0.6, 0.8  # progress of the octree's training; full strength from the second
-THIN_TO = 0.7  # until when the distortion loss works
+PRUNE_FROM, PRUNE_FULL, PRUNE_TO = 0.02, 0.6, 0.7  # progress of the octree's training; full strength from the second
 SPLIT_AT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 FADE = 0.04  # of the colours that depend on the direction, in the first epoch; it falls with the learning rates
 FINEST_SPLIT = 2  # levels below the baked ones
@@ -312,7 +311,7 @@ def _one_photo(trainer: Trainer, p: float) -> None:
         target = composite(photo.rgb, photo.alpha, background)
     fall = FALL**p
     side = 0.5**config.level / float(trainer.step.octree.index.invradius.max())
-    distortion = config.distortion if config.variant == "dot" and p < THIN_TO else 0.0
+    distortion = config.distortion if config.variant == "dot" and p < PRUNE_TO else 0.0
     rates = Rates(fall * config.sigma_lr / side, fall * config.sh_lr, distortion=distortion)
     trainer.error += trainer.step.take(camera.resized(target.shape[1], target.shape[0]), target, background, rates)
     trainer.done += 1
