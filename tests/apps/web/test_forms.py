@@ -32,7 +32,7 @@ def test_every_default_reaches_the_command_line_as_it_is(method: str, tmp_path: 
     values = {field.name: getattr(config, field.name) for field in forms.fields_of(method)}
     flags = forms.as_flags(method, values)
     if method in GENERATORS:
-        parsed = parse_generate(["--preset", "draft", *flags, "--", "a chair"]).config
+        parsed = parse_generate(["--method", method, "--preset", "draft", *flags, "--", "a chair"]).config
     else:
         parsed = parse_recon(["--method", method, "--preset", "draft", *flags, "--", str(tmp_path)]).config
     assert parsed == config  # the preset's values were replaced by those of the form
