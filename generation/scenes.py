@@ -158,6 +158,13 @@ class GridTarget(Target):
         )
 
 
+def raw_density(sigma: Tensor, config: GridConfig) -> Tensor:
+    """What a grid holds for densities per world unit: softplus(raw) interval = sigma times the distance of samples."""
+    distance = config.step * 2 * config.half / (config.voxels - 1)
+    soft = (sigma * distance / config.interval).clamp(min=LEAST_SOFT)
+    return soft + torch.log(-torch.expm1(-soft))
+
+
 def filled_grid(density: Tensor, features: Tensor, config: GridConfig) -> VoxelGrid:
     """A grid in which something may grow everywhere. density: [X, X, X] raw.  features: [X^3, 3] before a sigmoid."""
     c, size, device = config, density.shape[0], density.device
@@ -245,9 +252,7 @@ class HashTarget(Target):
         points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
         found = [self.field(some, some) for some in points.split(POINTS_AT_ONCE)]
         sigma, rgb = (torch.cat([each[i] for each in found]) for i in (0, 1))
-        # softplus(raw) interval = sigma times the distance of samples
-        soft = (sigma * (c.step * 2 * c.half / (voxels - 1)) / c.interval).clamp(min=LEAST_SOFT)
-        raw = soft + torch.log(-torch.expm1(-soft))
+        raw = raw_density(sigma, c)
         x, y, z = ((points - still.frame.box[0]) * still.frame.voxels_per_unit).round().long().unbind(-1)
         raw = torch.where(still.occupied[x, y, z], raw, math.log(LEAST_SOFT))
         return filled_grid(raw.view(voxels, voxels, voxels), rgb.logit(1e-4), c)

@@ -87,7 +87,7 @@ class OctreeStep:
         self.weights, self.maxima = edit.carry_sum(self.weights), edit.carry(self.maxima)
 
     def pull(self) -> Tensor:
-        """[L] how hard photos pull at the colour of each leaf: Adam's mean size of the gradient of its constant part."""
+        """[L] how hard photos pull at each leaf: the size that Adam knows of the gradient of its constant colour."""
         return self.sh_moments[1, :, :3].sum(1).sqrt()
 
     def forget_light(self) -> None:
