@@ -249,6 +249,20 @@ def test_the_weights_that_come_with_maquette_make_pictures_of_words() -> None:
     assert float(middle[1] - middle[0]) > 0.05 and float(middle[1] - middle[2]) > 0.05, middle  # green
 
 
+def test_the_lgm_that_comes_with_maquette_makes_splats_of_words_in_one_pass() -> None:
+    words = "a purple mug"
+    prior = choose("trained", words).prior
+    scene = lgm_splats.train(words, prior, lgm_splats.Config(steps=0, guesses=2))
+    cameras = judged_cameras(32, 45.0)  # between those that the network saw
+    black, white = ([lgm_splats.picture(scene, c, torch.full((3,), s), None) for c in cameras] for s in (0.0, 1.0))
+    alpha = torch.stack([(1 - (w - b).mean(-1)).clamp(0, 1) for w, b in zip(white, black)])
+    solid = alpha > 0.5
+    assert 0.05 < float(solid.float().mean()) < 0.5
+    red, green, blue = torch.stack(black)[solid].mean(0).tolist()
+    assert min(red, blue) > 1.5 * green, (red, green, blue)
+    assert lgm_splats.fine_mesh(scene).facts().watertight
+
+
 def test_trained_weights_make_a_scene_that_the_scorer_judges(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     tiny = TINY[: TINY.index("--prior")]
