@@ -84,7 +84,7 @@ class Config:
     """a leaf goes when no ray takes more than this share of its light from it (DOT)"""
     distortion: float = 0.35
     """weight of the distortion loss, which makes surfaces thin; 0 for scenes of real fog (DOT)"""
-    split: float = 0.006
+    split: float = 0.008
     """share of the leaves that is split, six times in a run (DOT)"""
     max_leaves: int = 4_000_000
     """cap on the number of leaves"""
