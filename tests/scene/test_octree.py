@@ -11,7 +11,7 @@ from scene.octree_baking import bake, cube_around
 from scene.octree_refine import drop, grow, join
 from scene.octree_step import FLOOR, OctreeStep, Rates
 from scene.ops import native
-from scene.ops.octree_index import FINEST, encode
+from scene.ops.octree_index import FINEST, decode, encode
 from scene.ops.octree_render import Rays, render_octree
 from tests.scene.octrees import camera, random_octree, soft_field, uniform_octree
 
@@ -174,6 +174,23 @@ def test_the_distortion_loss_makes_fog_thin() -> None:
     assert float(drawn.maxima.square().sum() / drawn.weights.sum()) > 2 * float(
         plain.maxima.square().sum() / plain.weights.sum()
     )
+
+
+def test_photos_pull_at_the_leaves_that_they_show_otherwise() -> None:
+    """Where a picture of the octree is painted over; the light of the leaves is the same on both sides."""
+    view, octree = camera(), uniform_octree(3, 6.0, 0)
+    rays = Rays(camera=view)
+    own = render_octree(octree.sigmas, octree.sh_coeffs, octree.index, rays).rgb.view(view.height, view.width, 3)
+    target = own.clone()
+    target[:, view.width // 2 :] = torch.tensor([1.0, 0.0, 0.0])
+    step = OctreeStep(octree)
+    step.take(view, target, torch.zeros(3), Rates(0.0, 1e-4))
+    seen = step.weights > 0.05 * step.weights.max()
+    middles = decode(octree.index.codes) / (1 << FINEST) + 0.5**4 - 0.5
+    right = middles @ view.c2w[:3, 0] > 0
+    pull = step.pull()
+    assert int((seen & right).sum()) > 20 and int((seen & ~right).sum()) > 20
+    assert float(pull[seen & right].mean()) > 5 * float(pull[seen & ~right].mean())
 
 
 def test_edits_of_nothing() -> None:
