@@ -82,4 +82,5 @@ def test_a_shell_of_discs_gives_a_closed_solid_of_its_size() -> None:
     ball = gaussians((0.4 * out).tolist(), [0.04, 0.04, 0.04], 0.9, [0.2, 0.6, 0.2])
     facts = grid_to_mesh(grid_of_gaussians(ball, CONFIG)).facts()
     assert facts.watertight and facts.components == 1
+    assert facts.volume is not None
     assert 0.9 < facts.volume / (4 / 3 * math.pi * 0.46**3) < 1.2  # solid inside, and a deviation larger
