@@ -184,7 +184,7 @@ class Source:
             return self._finished(fine, rendered_views(draw, cameras), wanted)
         fine_file = fine_mesh_file(self.path)
         if not fine_file.is_file():
-            raise InputError(f"{self.path} has no {fine_file.name}; let `maquette recon` go on with --resume first")
+            raise InputError(f"{self.path} has no {fine_file.name}; let it go on with --resume first")
         done = edits.load(self.path)
         fine = done.of_mesh(load_mesh(fine_file))
         try:

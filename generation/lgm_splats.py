@@ -50,7 +50,7 @@ SPARSITY = 0.02  # weight of a pixel's opacity beside its colours
 LEAST_OPACITY = 0.02  # fainter Gaussians are dropped at the end
 MESH_VOXELS = 96  # along an edge of the grid that the mesh is made of
 DENSER = 2.5  # than they are drawn, for the mesh: four views in 32 pixels leave thin parts as a haze
-NAMES = ("means", "quats", "log_scales", "opacity_logits", "sh_dc")
+SHAPES = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": (), "sh_dc": (3,)}  # of what is learned
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,12 @@ def options_of(config: Config, prior: Prior, seed: int) -> SceneConfig:
 
 
 def one_pass(network: LgmNetwork, views: Opened) -> Gaussians:
-    """What the network makes of the chosen views."""
+    """What the network makes of the chosen views. Raises InputError where that is nothing."""
     count, _, size, _ = views.pictures.shape
-    return reconstruct(network, views.pictures, opening_cameras(size, count))
+    made = reconstruct(network, views.pictures, opening_cameras(size, count))
+    if not len(made):
+        raise InputError("LGM-tiny sees nothing in the views that the prior drew; try another --seed")
+    return made
 
 
 def shown(gaussians: Gaussians, views: Opened) -> Tensor:
@@ -196,12 +199,11 @@ def begun(
 
 def gaussians_of(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Gaussians:
     """Those of a checkpoint. Raises InputError when it holds none."""
-    found = {name: checkpoint.tensors.get(name) for name in NAMES}
+    found = {name: checkpoint.tensors.get(name) for name in SHAPES}
     count = 0 if found["means"] is None else len(found["means"])
-    shapes = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": (), "sh_dc": (3,)}
     tensors: dict[str, Tensor] = {}
     for name, tensor in found.items():
-        if tensor is None or not count or tuple(tensor.shape) != (count, *shapes[name]):
+        if tensor is None or not count or tuple(tensor.shape) != (count, *SHAPES[name]):
             raise InputError("the checkpoint holds no Gaussians; start a new run")
         tensors[name] = tensor.float()
     return Gaussians(**tensors, sh_rest=torch.zeros(count, 0, 3)).to(device=device)

@@ -92,6 +92,17 @@ def test_it_says_what_it_needs(prior: TrainedPrior) -> None:
         lgm_splats.decisions(CONFIG, prior)
 
 
+def test_views_of_nothing_end_in_one_line(prior: TrainedPrior) -> None:
+    assert prior.folder is not None
+    network = load_lgm(prior.folder / LGM_FILE)[0]
+    with torch.no_grad():
+        network.conv_out.weight.zero_()  # type: ignore[union-attr]
+        network.conv_out.bias.fill_(-20.0)  # type: ignore[union-attr]
+    views = opened(prior, PROMPT, Opening(2), opening_draws(0))
+    with pytest.raises(InputError, match="another --seed"):
+        lgm_splats.one_pass(network, views)
+
+
 @pytest.mark.parametrize("wrong", [{"steps": -1}, {"guesses": 0}, {"pixels": 7}, {"scale": -1.0}])
 def test_options_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(wrong))} must lie between"):
